@@ -1,0 +1,1 @@
+"""A hyperparameter search: the one package that knows both the trainer and the storage."""

@@ -1,0 +1,1 @@
+"""What lasts: PostgreSQL, the output tree, the records. Never torch."""

@@ -1,0 +1,1 @@
+"""One configuration, trained: no database, no Optuna."""

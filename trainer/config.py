@@ -1,0 +1,197 @@
+"""
+Every field of a run, declared once: the command line, the study file and the search space are made from these classes.
+
+Two things are kept apart. A `TrainConfig` is what a trial *is*: with the data, the folds and the seeds it determines the
+result. A `RunConfig` adds where things are and where they go, which must not.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return ``, did you mean 'x'?`` for the known name closest to *name*, or an empty string."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+class Strict(BaseModel):
+    """A record that is checked when it is made, refuses what it does not know, and never changes."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+def _class_weights(value: Any) -> Any:
+    """Return ``"1,2.5"`` from a command line as ``(1.0, 2.5)``; everything else as it is."""
+    if isinstance(value, str) and value not in {"none", "auto"}:
+        return tuple(part.strip() for part in value.split(","))
+    return value
+
+
+ClassWeights = Annotated[
+    Literal["none", "auto"] | tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_class_weights)
+]
+
+
+class PreprocessingConfig(Strict):
+    """From stored pixels to the uint8 image that a network sees. All of it is part of the cache's key."""
+
+    img_size: int = Field(512, ge=32, le=4096)
+    """Side of the square image that the network sees, in pixels."""
+    apply_window: bool = True
+    """Apply the file's own VOI table or window (the first one) before anything else."""
+    rescale_low: float = Field(0.5, ge=0, lt=50)
+    """Percentile of the breast's pixels that becomes 0."""
+    rescale_high: float = Field(99.5, gt=50, le=100)
+    """Percentile of the breast's pixels that becomes 255."""
+    trim_border: bool = True
+    """Cut off the bright frame that scanned films have."""
+    crop_breast: bool = True
+    """Cut to the bounding box of the largest bright region: the breast."""
+    chest_wall_left: bool = True
+    """Mirror images so that the chest wall is always on the left."""
+
+
+class ModelConfig(Strict):
+    """The network."""
+
+    arch: str = Field("efficientnet_b0", pattern=r"^[a-z0-9_.]+$")
+    """A timm model, such as efficientnet_b0, resnet50, tf_efficientnet_lite0."""
+    weights: str = "imagenet"
+    """imagenet (timm's, from the hub or its local cache), bundled (in the installation, for tf_efficientnet_lite0), none,
+    or a .safetensors or .pth file."""
+    freeze: Literal["none", "backbone", "all-but-last-block"] = "none"
+    """Which part of the backbone keeps its weights and its batch-norm statistics."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature before the head."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Probability of skipping a residual branch (stochastic depth), for networks that have it."""
+
+
+class OptimisationConfig(Strict):
+    """How the weights change."""
+
+    epochs: int = Field(20, ge=1)
+    """Passes over the training images of a fold."""
+    batch_size: int = Field(16, ge=2)
+    """Images a step. The last batch of an epoch may hold one image more, never one alone."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """AdamW decouples the weight decay from the gradient; Adam adds it to it."""
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate of the head."""
+    backbone_lr: float = Field(1e-5, gt=0)
+    """Learning rate of the backbone."""
+    weight_decay: float | None = Field(None, ge=0)
+    """Weight decay; when absent the optimiser's own: adamw 0.01, adam 0."""
+    warmup_epochs: int = Field(0, ge=0)
+    """Epochs of linear warm-up, counted in `epochs`; cosine to zero after them."""
+    grad_clip: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0 is off."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target spread evenly over all classes."""
+    early_stop_patience: int = Field(0, ge=0)
+    """Epochs without a better one after which a fold stops, counted from the end of the warm-up; 0 is off."""
+
+    @property
+    def weight_decay_resolved(self) -> float:
+        """The weight decay that is used: the one given, else the optimiser's own."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 0.01 if self.optimizer == "adamw" else 0.0
+
+    @model_validator(mode="after")
+    def _warmup_leaves_an_epoch(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be smaller than epochs ({self.epochs})")
+        return self
+
+
+class BalanceConfig(Strict):
+    """What is done about classes of unequal size. Never both at once: that would balance twice."""
+
+    class_weights: ClassWeights = "none"
+    """Weights of the classes in the loss: none, auto (total / (classes * count)), or one number a class: w0,w1,..."""
+    sampler: Literal["auto", "weighted", "none"] = "auto"
+    """weighted draws every class equally often and turns class weights off; auto does so when the largest class is at least
+    3 times the smallest and no class weights were asked for."""
+
+
+class AugmentationConfig(Strict):
+    """Random changes of training images, never of validation images."""
+
+    train_augment: bool = False
+    """Augment training images, each transform with the strength given by its own field."""
+    augment_flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    augment_rotation: float = Field(10.0, ge=0, le=180)
+    """Largest rotation, in degrees to either side."""
+
+
+class PrecisionConfig(Strict):
+    """Numbers and repeatability."""
+
+    amp: Literal["auto", "on", "off"] = "auto"
+    """Automatic mixed precision; auto is on for CUDA and off elsewhere."""
+    amp_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    """Type used by mixed precision; auto is bfloat16 where it is native, else float16 with a gradient scaler."""
+    deterministic: bool = True
+    """Deterministic algorithms only, so that the same run gives the same bits."""
+
+
+class TrainConfig(
+    PrecisionConfig, AugmentationConfig, BalanceConfig, OptimisationConfig, ModelConfig, PreprocessingConfig
+):
+    """What a trial is. With the data, the folds and the seeds it determines the result."""
+
+    def preprocessing(self) -> PreprocessingConfig:
+        """Return the part of this configuration that decides what the decoded images are."""
+        return PreprocessingConfig.model_validate({name: getattr(self, name) for name in PreprocessingConfig.model_fields})
+
+
+class DataPlaces(Strict):
+    """Where the archive is."""
+
+    csv: Path
+    """Label file with the columns AccessionNumber, Classification, ClassificationDate."""
+    dicom_root: Path
+    """Folder of the images: one folder an accession number."""
+
+
+class RunConfig(TrainConfig, DataPlaces):
+    """One run of `train-density`: what is trained, on what, and where the files go."""
+
+    max_rejected: float = Field(0.05, ge=0, le=1)
+    """Largest share of the images that may be broken; more is an error."""
+    cache_dir: Path | None = None
+    """Where decoded data sets are kept; when absent, `cache` in the output folder."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto, cpu, cuda or cuda:N."""
+    threads: int | None = Field(None, ge=1)
+    """Processor threads of a step. They decide the last bits of the result and are recorded; when absent, all cores."""
+    seed: int = Field(42, ge=0)
+    """Seed of the folds, the network's start and everything random."""
+    val_frac: float = Field(0.2, gt=0, lt=1)
+    """Share of the patients in the validation set when there are no folds."""
+    cv_folds: int | None = Field(None, ge=2)
+    """Number of cross-validation folds; when absent, one split by val_frac."""
+    cv_outdir: Path | None = None
+    """Folder of a cross-validation; must be empty or new."""
+    outdir: Path | None = None
+    """Folder in which a run takes its own `results_<n>`; when absent, `train` in the output folder."""
+
+    @model_validator(mode="after")
+    def _cv_outdir_needs_folds(self) -> Self:
+        if self.cv_outdir is not None and self.cv_folds is None:
+            raise ValueError("cv_outdir needs cv_folds")
+        return self
+
+    def train_config(self) -> TrainConfig:
+        """Return what is trained, without places."""
+        return TrainConfig.model_validate({name: getattr(self, name) for name in TrainConfig.model_fields})

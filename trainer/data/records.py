@@ -1,0 +1,88 @@
+"""The records of a data set: an image, a rejection, and all of it decoded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Code(StrEnum):
+    """Why an image or a label is not used."""
+
+    TRUNCATED = "TRUNCATED"
+    UNDECODABLE = "UNDECODABLE"
+    NOT_IMAGE = "NOT_IMAGE"
+    NOT_MAMMOGRAPHY = "NOT_MAMMOGRAPHY"
+    MULTIFRAME = "MULTIFRAME"
+    BLANK = "BLANK"
+    FOR_PROCESSING = "FOR_PROCESSING"
+    NO_LABEL = "NO_LABEL"
+    NO_IMAGE = "NO_IMAGE"
+    EXCLUDED_CLASS = "EXCLUDED_CLASS"
+    OUTSIDE_ROOT = "OUTSIDE_ROOT"
+
+    @property
+    def broken(self) -> bool:
+        """Whether the file is broken, and not left out on purpose: these count against `max_rejected`."""
+        return self in {Code.TRUNCATED, Code.UNDECODABLE, Code.NOT_IMAGE, Code.BLANK}
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One image or label that is not used."""
+
+    path: str
+    """Relative to the root, POSIX; for a label without images the accession number."""
+    code: Code
+    reason: str
+    """One line."""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image that is used."""
+
+    path: str
+    """Relative to the root, POSIX."""
+    sha256: str
+    """Of the file's bytes."""
+    accession: str
+    patient: str
+    """What groups images: the PatientID where the DICOM has one, else the accession number."""
+    label: int
+    """0..C-1."""
+    view: str | None
+    laterality: str | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A decoded data set: one array that all processes of a machine share, and what is known of each image."""
+
+    images: NDArray[np.uint8]
+    """(N, H, W) uint8, a memory map. Opened copy-on-write: writing to it never reaches the file."""
+    records: tuple[ImageRecord, ...]
+    """N records, sorted by path."""
+    class_names: tuple[str, ...]
+    """As the label file writes them, in label order."""
+    rejections: tuple[Rejection, ...]
+    data_hash: str
+    """sha256 over relative paths, contents, labels, patients and preprocessing; not over places or times."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) int64 labels."""
+        return np.array([record.label for record in self.records], dtype=np.int64)
+
+    @property
+    def patients(self) -> list[str]:
+        """N patients."""
+        return [record.patient for record in self.records]
+
+    def rejected(self) -> dict[str, int]:
+        """Return how often each code was given, by code."""
+        return dict(sorted(Counter(rejection.code.value for rejection in self.rejections).items()))

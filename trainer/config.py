@@ -11,7 +11,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -20,12 +20,33 @@ def nearest(name: str, known: list[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def one_line(error: ValidationError) -> str:
+    """Return the first complaint of *error* as ``where: what``, with the dots that a study file's reader would write."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    where = ".".join(str(part) for part in first["loc"])
+    got = (
+        f", got {first['input']!r}"
+        if isinstance(first["input"], str | int | float) and "Value error" not in first["msg"]
+        else ""
+    )
+    return f"{where}: {message}{got}" if where else f"{message}{got}"
+
+
 class Strict(BaseModel):
     """A record that is checked when it is made, refuses what it does not know, and never changes."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_names(cls, data: Any) -> Any:
+        for name in data if isinstance(data, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(f"unknown name {name!r}{nearest(str(name), list(cls.model_fields))}")
+        return data
 
 
 def _class_weights(value: Any) -> Any:
@@ -152,7 +173,9 @@ class TrainConfig(
 
     def preprocessing(self) -> PreprocessingConfig:
         """Return the part of this configuration that decides what the decoded images are."""
-        return PreprocessingConfig.model_validate({name: getattr(self, name) for name in PreprocessingConfig.model_fields})
+        return PreprocessingConfig.model_validate(
+            {name: getattr(self, name) for name in PreprocessingConfig.model_fields}
+        )
 
 
 class DataPlaces(Strict):
@@ -177,6 +200,8 @@ class RunConfig(TrainConfig, DataPlaces):
     """Processor threads of a step. They decide the last bits of the result and are recorded; when absent, all cores."""
     seed: int = Field(42, ge=0)
     """Seed of the folds, the network's start and everything random."""
+    trial: int = Field(0, ge=0)
+    """Number of the trial whose training seeds are used: with a study's seed, folds and fields, its result comes out again."""
     val_frac: float = Field(0.2, gt=0, lt=1)
     """Share of the patients in the validation set when there are no folds."""
     cv_folds: int | None = Field(None, ge=2)

@@ -1,0 +1,31 @@
+"""What can go wrong in a search beside training and storing."""
+
+from __future__ import annotations
+
+
+class SearchError(Exception):
+    """Root of everything that a search raises on purpose."""
+
+
+class StudyFileError(SearchError):
+    """A study file that is not what it must be; the message names the file and the key."""
+
+
+class NotTheStudysDataError(SearchError):
+    """The data here are not the data that the study was created on."""
+
+    def __init__(self, study: str, expected: str, found: str) -> None:
+        super().__init__(
+            f"the data differ from those of study {study!r}: its data hash is {expected[:12]}, here it is {found[:12]}"
+        )
+
+
+class NoFinishedTrialError(SearchError):
+    """No trial of the study has finished all its folds yet."""
+
+    def __init__(self, study: str) -> None:
+        super().__init__(f"study {study!r} has no trial yet that finished all its folds")
+
+
+class NoDataPlaceError(SearchError):
+    """Neither the command nor the study says where the data are."""

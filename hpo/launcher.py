@@ -1,0 +1,223 @@
+"""One worker process per GPU slot, watched: what dies is started again, signals are passed on, the end is awaited."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from hpo.settings import Settings, child_environment
+from hpo.status import Status, status
+from hpo.study import DataPlace, Study, open_data
+from hpo.tables import decoding_progress, live_status
+from storage.patience import Patience
+from storage.tree import OutputTree
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+_FIRST_DELAY_S = 1.0
+_LONGEST_DELAY_S = 60.0
+_FRUITLESS_STARTS = 5
+_CORES_PER_CPU_WORKER = 4
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one worker process."""
+
+    index: int
+    cuda_device: str | None
+    """What CUDA_VISIBLE_DEVICES says in the process; None leaves it alone."""
+    threads: int
+
+
+@dataclass
+class Watched:
+    """A slot with the process that runs in it."""
+
+    slot: Slot
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_again_at: float = 0.0
+    fruitless: int = 0
+    """Starts in a row that ended in an error within which the study did not advance."""
+    finished_before: int = 0
+    exit_code: int | None = None
+    """Set once the slot needs no process any more."""
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs of this machine by index, without loading torch; none where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    listed = subprocess.run(
+        [program, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False, timeout=60
+    )
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def plan(workers: int | None, per_gpu: int, gpus: Sequence[str], cores: int) -> list[Slot]:
+    """
+    Return the slots for *workers* processes; None means as many as fit.
+
+    Args:
+        workers: Processes wanted.
+        per_gpu: Processes that share a GPU.
+        gpus: GPUs by index; empty for a machine without.
+        cores: Processor cores that the workers share.
+    """
+    fitting = len(gpus) * per_gpu if gpus else max(1, cores // _CORES_PER_CPU_WORKER)
+    count = workers or fitting
+    threads = max(1, cores // count)
+    return [Slot(index, gpus[index % len(gpus)] if gpus else None, threads) for index in range(count)]
+
+
+@dataclass
+class Launcher:
+    """Runs the workers of one study on this machine until the study is finished or `stop` is set."""
+
+    command: Sequence[str]
+    """Of a worker, without what differs by slot."""
+    slots: Sequence[Slot]
+    settings: Settings
+    log_folder: Path
+    look: Callable[[], Status]
+    show: Callable[[Status], None]
+    stop: threading.Event
+    _watched: list[Watched] = field(default_factory=list)
+
+    def run(self) -> int:
+        """Return the exit code: 0 when the budget is spent or the stop was obeyed, else that of a worker that failed."""
+        self.log_folder.mkdir(parents=True, exist_ok=True)
+        self._watched = [Watched(slot) for slot in self.slots]
+        looked_at = 0.0
+        current = self.look()
+        while any(watched.exit_code is None for watched in self._watched):
+            if self.stop.is_set():
+                return self._wind_down()
+            if time.monotonic() - looked_at > 2 * _POLL_S:
+                current, looked_at = self.look(), time.monotonic()
+                self.show(current)
+            for watched in self._watched:
+                self._tend(watched, current)
+            self.stop.wait(_POLL_S)
+        self.show(self.look())
+        return 0 if self.look().budget.left == 0 else max(watched.exit_code or 0 for watched in self._watched)
+
+    def _tend(self, watched: Watched, current: Status) -> None:
+        """Start the slot's process if it is time, and draw the conclusion if it ended."""
+        if watched.exit_code is not None:
+            return
+        if watched.process is None:
+            if time.monotonic() >= watched.start_again_at:
+                watched.process = self._start(watched.slot)
+                watched.finished_before = current.budget.spent
+            return
+        code = watched.process.poll()
+        if code is None:
+            return
+        watched.process = None
+        if code in {0, 2}:  # 2: wrong input stays wrong
+            watched.exit_code = code
+            return
+        watched.fruitless = 0 if current.budget.spent > watched.finished_before else watched.fruitless + 1
+        last_words = self._last_words(watched.slot)
+        if watched.fruitless >= _FRUITLESS_STARTS:
+            watched.exit_code = 1
+            logger.error("worker %d given up: %s", watched.slot.index, last_words, extra={"action": "worker_given_up"})
+            return
+        delay_s = min(_FIRST_DELAY_S * 2**watched.fruitless, _LONGEST_DELAY_S)
+        watched.start_again_at = time.monotonic() + delay_s
+        how = signal.Signals(-code).name if code < 0 else f"exit {code}"
+        logger.warning(
+            "worker %d ended (%s), again in %.0f s: %s",
+            watched.slot.index, how, delay_s, last_words, extra={"action": "worker_restarted"},
+        )  # fmt: skip
+
+    def _start(self, slot: Slot) -> subprocess.Popen[bytes]:
+        with self._log(slot).open("ab") as log:
+            return subprocess.Popen(
+                [*self.command, "--threads", str(slot.threads)],
+                env=child_environment(self.settings, cuda_device=slot.cuda_device, threads=slot.threads),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in a terminal reaches the launcher alone, which passes it on
+                # The launcher waits for signals in a thread with these blocked; a child must not inherit that.
+                preexec_fn=_unblock_signals,  # noqa: PLW1509 - async-signal-safe: one system call
+            )
+
+    def _log(self, slot: Slot) -> Path:
+        return self.log_folder / f"worker_{slot.index}.log"
+
+    def _last_words(self, slot: Slot) -> str:
+        lines = self._log(slot).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+    def _wind_down(self) -> int:
+        """Pass the signal on and wait: the workers save and give their trials back."""
+        running = [watched.process for watched in self._watched if watched.process is not None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        codes = [process.wait() for process in running]
+        return 0 if all(code == 0 for code in codes) else 1
+
+
+def _unblock_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+
+
+def launch(
+    study: Study,
+    tree: OutputTree,
+    settings: Settings,
+    console: Console,
+    *,
+    stop: threading.Event,
+    workers: int | None,
+    per_gpu: int,
+    csv: Path | None,
+    dicom_root: Path | None,
+) -> int:
+    """
+    Run *workers* processes on *study* until it is finished, and return the exit code.
+
+    The data are opened here first: what is wrong with them is said once, and the workers find them decoded.
+    """
+    place = DataPlace.choose(study.file, tree, csv=csv, dicom_root=dicom_root)
+    with decoding_progress(console) as progress:
+        open_data(study, place, progress)
+    options = ["--csv", str(place.csv.absolute()), "--dicom-root", str(place.dicom_root.absolute())]
+    slots = plan(workers, per_gpu, visible_gpus(), len(os.sched_getaffinity(0)))
+    logger.info(
+        "%d workers, %s, %d threads each",
+        len(slots),
+        "CPU"
+        if slots[0].cuda_device is None
+        else f"GPUs {', '.join(sorted({slot.cuda_device or '' for slot in slots}))}",
+        slots[0].threads,
+        extra={"action": "launching", "study": study.name},
+    )
+    patience = Patience()
+    with live_status(console) as show:
+        return Launcher(
+            command=[sys.executable, "-m", "hpo.cli", "worker", study.name, *options],
+            slots=slots,
+            settings=settings,
+            log_folder=study.folder.path / "workers",
+            look=lambda: patience.call(status, study),
+            show=show,
+            stop=stop,
+        ).run()

@@ -1,0 +1,43 @@
+"""What the environment says. No other module reads it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DATABASE_URL = "MAMMOGRAPHY_DATABASE_URL"
+OUTPUTS = "MAMMOGRAPHY_OUTPUTS"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the database and the output folder are, from flags first and the environment second."""
+
+    database: str | None
+    """A PostgreSQL URL; None for the private server under the output folder."""
+    outputs: Path
+
+    @classmethod
+    def resolve(cls, *, database: str | None, outputs: Path | None) -> Settings:
+        """Return the settings: what is given, else what the environment says, else the defaults."""
+        return cls(
+            database=database or os.environ.get(DATABASE_URL) or None,
+            outputs=(outputs or Path(os.environ.get(OUTPUTS) or "outputs")).absolute(),
+        )
+
+
+def child_environment(settings: Settings, *, cuda_device: str | None, threads: int) -> dict[str, str]:
+    """
+    Return the environment of a worker process: ours, with its GPU and its share of the processor.
+
+    These must be set before torch is loaded. On few cores, waiting threads that spin take the time of those that work.
+    """
+    environment = {**os.environ, OUTPUTS: str(settings.outputs), "OMP_NUM_THREADS": str(threads)}
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.setdefault("GOMP_SPINCOUNT", "0")
+    if settings.database is not None:
+        environment[DATABASE_URL] = settings.database
+    if cuda_device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = cuda_device
+    return environment

@@ -1,0 +1,182 @@
+"""Create, load and describe a study."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from trainer.data.cache import open_dataset
+from trainer.data.folds import Folds, from_csv, make_folds, to_csv
+from trainer.data.report import summary, write_report
+
+from hpo.errors import NoDataPlaceError, NoFinishedTrialError, NotTheStudysDataError
+from hpo.search_space import SearchSpace
+from hpo.study_file import StudyFile
+from storage import ledger
+from storage.errors import StudyExistsError, UnknownStudyError
+from storage.ledger import Registration
+from storage.record import StudyRecord
+from storage.study_storage import StudyStorage
+from storage.tree import OutputTree, StudyFolder
+from trainer.config import PreprocessingConfig
+from trainer.data.records import Dataset
+from trainer.files import write_text
+from trainer.provenance import commit, versions
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that exists."""
+
+    registration: Registration
+    file: StudyFile
+    space: SearchSpace
+    folder: StudyFolder
+    storage: StudyStorage
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.registration.name
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, in order of their numbers."""
+        return self.storage.optuna.get_all_trials(self.registration.study_id, deepcopy=False)
+
+
+@dataclass(frozen=True)
+class DataPlace:
+    """Where the data of a study are on this machine."""
+
+    csv: Path
+    dicom_root: Path
+    cache: Path
+    max_rejected: float
+
+    @classmethod
+    def choose(cls, file: StudyFile, tree: OutputTree, *, csv: Path | None, dicom_root: Path | None) -> DataPlace:
+        """Return what the command says, else what the study says. Raises NoDataPlaceError."""
+        chosen_csv, chosen_root = csv or file.data.csv, dicom_root or file.data.dicom_root
+        if chosen_csv is None or chosen_root is None:
+            missing = "--csv" if chosen_csv is None else "--dicom-root"
+            raise NoDataPlaceError(f"study {file.study!r} does not say where its data are: give {missing}")
+        return cls(chosen_csv, chosen_root, tree.cache, file.data.max_rejected)
+
+    def open(self, preprocessing: PreprocessingConfig, progress: Progress | None = None) -> Dataset:
+        """Return the decoded data set, decoding it if nobody did yet."""
+        return open_dataset(
+            self.csv, self.dicom_root, preprocessing, self.cache, max_rejected=self.max_rejected, progress=progress
+        )
+
+
+def create(
+    file: StudyFile, place: DataPlace, tree: OutputTree, storage: StudyStorage, progress: Progress | None
+) -> Study:
+    """
+    Create a study: decode its data, fix its folds, write it down in the database and in its folder.
+
+    Raises:
+        StudyExistsError: A study has that name.
+    """
+    folder = tree.study(file.study)
+    if ledger.registration(storage.engine, file.study) is not None:
+        raise StudyExistsError(file.study)
+    dataset = place.open(file.train.preprocessing(), progress)
+    logger.info("%s", summary(dataset), extra={"action": "data_opened", "study": file.study})
+    folds = make_folds(dataset, file.cv.folds, file.seed)
+    # A kill between these two leaves Optuna's row alone; the next `create` takes it over.
+    optuna_study = optuna.create_study(
+        study_name=file.study, storage=storage.optuna, direction="maximize", load_if_exists=True
+    )
+    with storage.engine.begin() as connection:
+        ledger.register(
+            connection,
+            study_id=optuna_study._study_id,  # noqa: SLF001 - Optuna has no public name for it
+            resolved=file.model_dump(mode="json"),
+            data_hash=dataset.data_hash,
+            folds_hash=folds.hash,
+            folds_csv=to_csv(folds, dataset),
+            budget_trials=file.budget.trials,
+        )
+    study = load(file.study, tree, storage)
+    write_folder(study, dataset)
+    logger.info(
+        "study %s created in %s", file.study, folder.path, extra={"action": "study_created", "study": file.study}
+    )
+    return study
+
+
+def load(name: str, tree: OutputTree, storage: StudyStorage) -> Study:
+    """Return a study. Raises UnknownStudyError."""
+    registration = ledger.registration(storage.engine, name)
+    if registration is None:
+        raise UnknownStudyError(name, ledger.study_names(storage.engine))
+    file = StudyFile.model_validate(registration.resolved)
+    return Study(registration, file, file.space(), tree.study(name), storage)
+
+
+def write_folder(study: Study, dataset: Dataset) -> None:
+    """Write the study's own files where they are missing: they can all be made again from the database and the data."""
+    study.folder.path.mkdir(parents=True, exist_ok=True)
+    if not study.folder.folds.exists():
+        write_text(study.folder.folds, study.registration.folds_csv)
+    if not study.folder.data_report.exists():
+        write_report(study.folder.data_report, dataset.rejections)
+    if not study.folder.record.exists():
+        record = StudyRecord(
+            study=study.name,
+            resolved=study.registration.resolved,
+            data_hash=study.registration.data_hash,
+            folds_hash=study.registration.folds_hash,
+            images=len(dataset.records),
+            patients=len(set(dataset.patients)),
+            class_names=list(dataset.class_names),
+            rejected=dataset.rejected(),
+            versions=versions(),
+            git_commit=commit().git_commit,
+            created_at=datetime.now(UTC),
+        )
+        write_text(study.folder.record, record.model_dump_json(indent=2) + "\n")
+
+
+def open_data(study: Study, place: DataPlace, progress: Progress | None = None) -> tuple[Dataset, Folds]:
+    """
+    Return the study's data set as decoded here, and its folds as stored.
+
+    Raises:
+        NotTheStudysDataError: The data here are others.
+    """
+    dataset = place.open(study.file.train.preprocessing(), progress)
+    if dataset.data_hash != study.registration.data_hash:
+        raise NotTheStudysDataError(study.name, study.registration.data_hash, dataset.data_hash)
+    return dataset, from_csv(study.registration.folds_csv, dataset)
+
+
+def ranking(study: Study) -> list[FrozenTrial]:
+    """Return the trials that finished all their folds, the best first; of two equal ones the earlier."""
+    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    return sorted(complete, key=lambda trial: (-_value(trial), trial.number))
+
+
+def best_trial(study: Study) -> FrozenTrial:
+    """Return the best trial. Raises NoFinishedTrialError."""
+    ranked = ranking(study)
+    if not ranked:
+        raise NoFinishedTrialError(study.name)
+    return ranked[0]
+
+
+def _value(trial: FrozenTrial) -> float:
+    if trial.value is None:  # a complete trial has one: the database refuses it otherwise
+        raise ValueError(f"trial {trial.number} is complete and has no value")
+    return trial.value

@@ -1,0 +1,123 @@
+"""A YAML study file, checked. Every key is known, every value has its type, every path is absolute."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from hpo.errors import StudyFileError
+from hpo.search_space import AnyDimension, SearchSpace
+from trainer.config import Strict, TrainConfig, one_line
+
+
+class DataSection(Strict):
+    """Where the archive is; a command may say it instead."""
+
+    csv: Path | None = None
+    """Label file, relative to the study file."""
+    dicom_root: Path | None = None
+    """Folder of the images, relative to the study file."""
+    max_rejected: float = Field(0.05, ge=0, le=1)
+    """Largest share of the images that may be broken."""
+
+
+class CrossValidationSection(Strict):
+    """How a configuration is judged."""
+
+    folds: int = Field(5, ge=2)
+    """Folds, grouped by patient and stratified by label."""
+
+
+class SamplerSection(Strict):
+    """What proposes configurations."""
+
+    name: Literal["tpe", "random"] = "tpe"
+    startup_trials: int = Field(10, ge=1)
+    """Trials that tpe proposes at random before it models them."""
+
+
+class PruningSection(Strict):
+    """When a trial is given up before its last fold."""
+
+    name: Literal["none"] = "none"
+
+
+class BudgetSection(Strict):
+    """When the search ends."""
+
+    trials: int = Field(ge=1)
+    """Trials that finish."""
+
+
+class StudyFile(Strict):
+    """A study as it is written down."""
+
+    study: str
+    """Its name, which is also its folder's."""
+    seed: int = Field(42, ge=0)
+    """Seed of the folds, the proposals and the training."""
+    data: DataSection = DataSection()
+    cv: CrossValidationSection = CrossValidationSection()
+    train: TrainConfig = TrainConfig()
+    """What all trials share, where `search` does not say otherwise."""
+    search: dict[str, AnyDimension] = Field(min_length=1)
+    """What is searched: a field of `train` each."""
+    sampler: SamplerSection = SamplerSection()
+    pruning: PruningSection = PruningSection()
+    budget: BudgetSection
+
+    def space(self) -> SearchSpace:
+        """Return the search space. Raises StudyFileError if it does not make sense."""
+        return SearchSpace.build(self.train, self.search)
+
+
+def read_study_file(path: Path, *, overrides: dict[str, Any]) -> StudyFile:
+    """
+    Return the study in the file at *path*, with *overrides* (such as ``{"budget": {"trials": 3}}``) laid over it.
+
+    Raises:
+        StudyFileError: One line that names the file, the key, and what was expected.
+    """
+    content = _read_yaml(path)
+    for section, values in overrides.items():
+        given = content.get(section)
+        content[section] = {**given, **values} if isinstance(given, dict) and isinstance(values, dict) else values
+    try:
+        study = StudyFile.model_validate(content)
+        study.space()
+    except ValidationError as error:
+        # pydantic names the kind of a dimension in its place: search.lr.float.low
+        where = re.sub(r"^(search\.[^.:]+)\.(float|int|categorical)\b", r"\1", one_line(error))
+        raise StudyFileError(f"{path}: {where}") from error
+    except StudyFileError as error:
+        raise StudyFileError(f"{path}: {error}") from error
+    return study.model_copy(update={"data": _absolute(study.data, path.absolute().parent)})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StudyFileError(f"{path}: no such study file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyFileError(f"{path}: cannot be read: {error}") from error
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise StudyFileError(f"{path}:{line} {(error.problem or 'not YAML').splitlines()[0]}") from error
+    except YAMLError as error:
+        raise StudyFileError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise StudyFileError(f"{path}: must hold keys and values, starting with `study: NAME`")
+    return content
+
+
+def _absolute(data: DataSection, folder: Path) -> DataSection:
+    """Return *data* with its paths taken relative to *folder*."""
+    places = {name: folder / place for name in ("csv", "dicom_root") if (place := getattr(data, name)) is not None}
+    return data.model_copy(update=places)

@@ -1,0 +1,135 @@
+"""Studies and trials as people read them: tables and lines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hpo.status import Status
+
+logger = logging.getLogger(__name__)
+
+_ORDER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
+
+
+def ranking_table(trials: Sequence[FrozenTrial], title: str) -> Table:
+    """Return the trials, the best first and those without a value last, with their fold scores and parameters."""
+    ranked = sorted(
+        trials,
+        key=lambda trial: (_ORDER.index(trial.state), -(trial.value if trial.value is not None else 0), trial.number),
+    )
+    names = sorted({name for trial in ranked for name in trial.params})
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for heading in ("rank", "trial", "value", "folds"):
+        table.add_column(heading, justify="right" if heading != "folds" else "left", no_wrap=True)
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for rank, trial in enumerate(ranked, 1):
+        complete = trial.state == TrialState.COMPLETE
+        table.add_row(
+            str(rank) if complete else "",
+            str(trial.number),
+            _number(trial.value) if complete else trial.state.name.lower(),
+            " ".join(_number(score) for _, score in sorted(trial.intermediate_values.items())),
+            *(_shown(trial.params.get(name)) for name in names),
+        )
+    return table
+
+
+def status_table(status: Status) -> Table:
+    """Return who works on what."""
+    best = "none yet" if status.best is None else f"trial {status.best.number} with {_number(status.best.value)}"
+    budget = f"{status.budget.spent} of {status.budget.asked} trials finished"
+    table = Table(title=f"{status.study}: {status.state}, {budget}, best: {best}", box=box.SIMPLE_HEAD)
+    for heading in ("worker", "device", "trial", "fold", "epoch", "last heartbeat"):
+        table.add_column(heading)
+    for worker in status.workers:
+        table.add_row(
+            worker.name,
+            worker.device,
+            str(worker.trial),
+            _shown(worker.fold),
+            _shown(worker.epoch),
+            worker.last_heartbeat.strftime("%H:%M:%S UTC"),
+        )
+    return table
+
+
+def status_line(status: Status) -> str:
+    """Return a study's progress in one line."""
+    best = "" if status.best is None else f", best {_number(status.best.value)} (trial {status.best.number})"
+    return (
+        f"{status.study}: {status.budget.spent} of {status.budget.asked} trials finished,"
+        f" {len(status.workers)} at work{best}"
+    )
+
+
+def trials_frame(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+    """Return one row a trial: number, state, value, times (UTC), fold scores, parameters."""
+    return pd.DataFrame(
+        [
+            {
+                "number": trial.number,
+                "state": trial.state.name.lower(),
+                "value": trial.value,
+                "started_at": _utc(trial.datetime_start),
+                "finished_at": _utc(trial.datetime_complete),
+                **{f"fold_{fold}": score for fold, score in sorted(trial.intermediate_values.items())},
+                **trial.params,
+            }
+            for trial in trials
+        ]
+    )
+
+
+@contextmanager
+def decoding_progress(console: Console) -> Iterator[Any]:
+    """Give a function of (done, total) that shows a bar with the time left on a terminal, and nothing elsewhere."""
+    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("decoding", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def live_status(console: Console) -> Iterator[Callable[[Status], None]]:
+    """Give a function that shows how far a study is: a live table on a terminal, a log line at every change elsewhere."""
+    if console.is_terminal:
+        with Live(console=console, transient=True, auto_refresh=False) as live:
+            yield lambda status: live.update(status_table(status), refresh=True)
+        return
+    said = ""
+
+    def say(status: Status) -> None:
+        nonlocal said
+        line = status_line(status)
+        if line != said:
+            said = line
+            logger.info("%s", line, extra={"action": "progress", "study": status.study})
+
+    yield say
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _utc(moment: Any) -> str | None:
+    """Return Optuna's naive local time as UTC with its zone."""
+    return None if moment is None else pd.Timestamp(moment.astimezone()).tz_convert("UTC").isoformat()

@@ -1,0 +1,61 @@
+"""How long a worker waits for a database that is away."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import sqlalchemy as sa
+import tenacity
+from optuna.exceptions import StorageInternalError
+
+from storage.errors import DatabaseUnavailableError
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FAULTS = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, StorageInternalError)
+"""What a restart, a failover or a cut network look like from here; Optuna wraps some of it."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Calls that are made again, with growing pauses, while the database is away."""
+
+    seconds: float = 600.0
+    """How long; afterwards the fault is a `DatabaseUnavailableError`."""
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """
+        Return what *function* returns. It must bear being called again after a commit whose answer was lost.
+
+        Raises:
+            DatabaseUnavailableError: The database was away for longer than the patience.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(FAULTS),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=10.0),
+            stop=tenacity.stop_after_delay(self.seconds),
+            before_sleep=_say,
+            reraise=True,
+        )
+        try:
+            return retrying(function, *args, **kwargs)
+        except FAULTS as error:
+            raise DatabaseUnavailableError(f"no answer for {self.seconds:.0f} s: {_first_line(error)}") from error
+
+
+def _say(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    logger.warning(
+        "database away, attempt %d: %s", state.attempt_number, _first_line(error), extra={"action": "database_away"}
+    )
+
+
+def _first_line(error: BaseException | None) -> str:
+    text = str(getattr(error, "orig", None) or error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__

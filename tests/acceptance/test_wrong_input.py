@@ -1,0 +1,121 @@
+"""Wrong input: exit code 2 and one line on standard error that says what and where."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.laboratory import STUDY, Laboratory
+
+
+def refused(laboratory: Laboratory, *arguments: object) -> str:
+    """Return the one line with which a command refuses its input."""
+    finished = laboratory.run(*arguments)
+    assert finished.code == 2, (finished.out, finished.err)
+    assert finished.out == ""
+    assert len(finished.err.splitlines()) == 1, finished.err
+    return finished.err
+
+
+def test_wrong_input_of_studies(laboratory: Laboratory) -> None:
+    """Files, columns, names and ranges that are wrong are named."""
+    labels, folder = laboratory.archive / "classificacao.csv", laboratory.folder
+    file = folder / "study.yaml"
+    create = ("study", "create", "study.yaml", "--dicom-root", laboratory.archive / "archive", "--csv")
+
+    assert "study.yaml: no such study file" in refused(laboratory, *create, labels)
+    file.write_text(STUDY)
+    assert "nowhere.csv" in refused(laboratory, *create, "nowhere.csv")
+    (folder / "columns.csv").write_text("Accession,Class\n1,2\n")
+    assert "columns.csv" in (line := refused(laboratory, *create, "columns.csv"))
+    assert "AccessionNumber" in line
+    (folder / "unknown.csv").write_text(labels.read_text().replace(",1,", ",heavy,", 1))
+    assert "heavy" in refused(laboratory, *create, "unknown.csv")
+    assert "nowhere" in refused(laboratory, "study", "create", "study.yaml", "--csv", labels, "--dicom-root", "nowhere")
+    assert "--csv" in refused(laboratory, "study", "create", "study.yaml")
+
+    file.write_text(STUDY.replace("  lr:", "  learning_rate:"))
+    assert "unknown name 'learning_rate'" in refused(laboratory, *create, labels)
+    file.write_text(STUDY.replace("low: 1.0e-4, high: 1.0e-2", "low: 1.0e-2, high: 1.0e-4"))
+    assert "search.lr: low (0.01) must not be above high (0.0001)" in refused(laboratory, *create, labels)
+    file.write_text(STUDY + "budgets: 3\n")
+    assert "unknown name 'budgets', did you mean 'budget'?" in refused(laboratory, *create, labels)
+    file.write_text(STUDY.replace("study: small", "study: ../../x"))
+    assert "cannot be a study's name" in refused(laboratory, *create, labels)
+
+    file.write_text(STUDY)
+    laboratory.ok(*create, labels)
+    assert "exists already" in refused(laboratory, *create, labels)
+    for command in (("study", "status"), ("study", "best"), ("study", "trials"), ("launch",), ("worker",)):
+        assert "no study 'smal'; did you mean 'small'?" in refused(laboratory, *command, "smal")
+
+
+def test_worker_with_other_data_refuses_to_start(laboratory: Laboratory, tmp_path: Path) -> None:
+    """Data whose hash is not the study's end a worker and a launcher before anything is trained."""
+    laboratory.study()
+    labels = (laboratory.archive / "classificacao.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "fewer.csv").write_text("".join(labels[:-1]))
+    places = ("--csv", tmp_path / "fewer.csv", "--dicom-root", laboratory.archive / "archive")
+    for command in ("worker", "launch"):
+        assert "the data differ from those of study 'small'" in refused(laboratory, command, "small", *places)
+    assert laboratory.status()["trials"]["running"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--database", "mysql://u:geheim@h/d", "study", "list"), "PostgreSQL"),
+        (("study", "list", "--database", "no url at all"), "PostgreSQL"),
+        (("study", "lisst"), "lisst"),
+        (("launch",), "NAME"),
+        (("launch", "x", "--workers", "none"), "--workers"),
+        (("train-density", "--csv", "nowhere.csv", "--dicom-root", "nowhere"), "nowhere"),
+        (("train-density", "--csv", "c", "--dicom-root", "d", "--lr", "fast"), "--lr"),
+        (("train-density", "--csv", "c", "--dicom-root", "d", "--epochs", "0"), "--epochs"),
+        (("train-density", "--csv", "c", "--dicom-root", "d", "--epoch", "3"), "--epochs"),
+        (("train-density", "--csv", "c"), "--dicom-root"),
+    ],
+)
+def test_wrong_usage(laboratory: Laboratory, arguments: tuple[str, ...], complaint: str) -> None:
+    """The one line names the argument; a password never shows."""
+    line = refused(laboratory, *arguments)
+    assert complaint in line
+    assert "geheim" not in line
+
+
+def test_database_that_does_not_answer_is_one_line(laboratory: Laboratory) -> None:
+    """Nobody listens there: exit 1, the place without the password."""
+    finished = laboratory.run("study", "list", "--database", "postgresql://user:geheim@127.0.0.1:1/study")
+    assert finished.code == 1
+    assert len(finished.err.splitlines()) == 1
+    assert "127.0.0.1" in finished.err
+    assert "geheim" not in finished.err
+
+
+def test_status_and_storage_never_load_torch(laboratory: Laboratory) -> None:
+    """What only looks at a study starts without the network libraries."""
+    laboratory.study()
+    for code in (
+        "import storage.study_storage",
+        "import sys; from hpo import cli; cli.run(['study', 'status', 'small'])",
+    ):
+        listed = subprocess.run(
+            [sys.executable, "-c", f"{code}; import sys; print('torch' in sys.modules)"],
+            cwd=laboratory.folder, env=laboratory.environment(), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert listed.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("command", [(), ("study",), ("train-density",), ("launch",)])
+def test_help_is_fast(laboratory: Laboratory, command: tuple[str, ...]) -> None:
+    """`--help` answers in under a second, the best of three."""
+    seconds = []
+    for _ in range(3):
+        before = time.perf_counter()
+        assert "--" in laboratory.ok(*command, "--help")
+        seconds.append(time.perf_counter() - before)
+    assert min(seconds) < 1.0

@@ -1,0 +1,107 @@
+"""Study files: what is wrong is refused in one line that names file and key; what is right is complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpo.errors import StudyFileError
+from hpo.study_file import StudyFile, read_study_file
+
+GOOD = """\
+study: density
+data: {csv: labels.csv, dicom_root: archive}
+cv: {folds: 3}
+train: {arch: efficientnet_b0, epochs: 12, warmup_epochs: 2}
+search:
+  lr: {type: float, low: 1e-5, high: 1.0e-3, log: true}
+  arch: {type: categorical, choices: [efficientnet_b0, resnet50]}
+  dropout: {type: float, low: 0.0, high: 0.5, when: {arch: efficientnet_b0}}
+  warmup_epochs: {type: int, low: 0, high: 3}
+budget: {trials: 50}
+"""
+
+
+def read(tmp_path: Path, text: str, **overrides: object) -> StudyFile:
+    """Return the study in a file with that text."""
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_study_file(path, overrides=overrides)
+
+
+def test_good_file_is_complete(tmp_path: Path) -> None:
+    """Defaults are filled in, paths are relative to the file, numbers are numbers."""
+    study = read(tmp_path, GOOD)
+    assert study.data.csv == tmp_path / "labels.csv"
+    assert study.train.epochs == 12
+    assert study.seed == 42
+    assert study.search["lr"].corners() == [1e-5, 1e-3]
+
+
+def test_resolved_study_reads_back_as_itself(tmp_path: Path) -> None:
+    """What is stored in the database is the study that was checked."""
+    study = read(tmp_path, GOOD)
+    assert StudyFile.model_validate(study.model_dump(mode="json")) == study
+
+
+def test_overrides_of_the_command_line_win(tmp_path: Path) -> None:
+    """--name, --trials and the data's place take the place of what the file says, and of nothing else."""
+    study = read(tmp_path, GOOD, study="other", budget={"trials": 3}, data={"csv": "/elsewhere/l.csv"})
+    assert (study.study, study.budget.trials, study.data.csv) == ("other", 3, Path("/elsewhere/l.csv"))
+    assert study.data.dicom_root == tmp_path / "archive"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("budget:", "budgte:", "unknown name 'budgte', did you mean 'budget'?"),
+        ("epochs: 12", "epoch: 12", "train: unknown name 'epoch', did you mean 'epochs'?"),
+        ("  lr:", "  lrr:", "search: unknown name 'lrr', did you mean 'lr'?"),
+        ("low: 1e-5", "low: 1", "search.lr: low (1) must not be above high (0.001)"),
+        ("low: 1e-5", "low: 0", "search.lr: low (0) must be above 0 on a logarithmic scale"),
+        ("low: 1e-5", "lwo: 1e-5", "search.lr: unknown name 'lwo', did you mean 'low'?"),
+        ("high: 3}", "high: 12}", "warmup_epochs (12) must be smaller than epochs (12)"),
+        ("high: 0.5", "high: 1.5", "search: dropout: Input should be less than 1, got 1.5"),
+        ("arch: efficientnet_b0}", "arch: vgg}", "search.dropout.when: 'vgg' is not one of the choices of 'arch'"),
+        ("when: {arch", "when: {arhc", "search.dropout.when: 'arhc' is not searched, did you mean 'arch'?"),
+        ("[efficientnet_b0, resnet50]", "[resnet50, resnet50]", "search.arch: choices holds a value twice"),
+        ("type: int", "type: integer", "search.warmup_epochs"),
+        ("epochs: 12", "epochs: twelve", "train.epochs: Input should be a valid integer"),
+        ("trials: 50", "trials: 0", "budget.trials: Input should be greater than or equal to 1, got 0"),
+        ("cv: {folds: 3}", "cv: {folds: 3}\ncv: {folds: 4}", 'line 4: found duplicate key "cv"'),
+        ("budget: {trials: 50}", "budget: {trials: 50", "line "),
+        (GOOD, "- 1", "must hold keys and values"),
+    ],
+)
+def test_wrong_file_is_refused_in_one_line(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    """The line names the file, the key, and what was expected."""
+    assert old in GOOD
+    with pytest.raises(StudyFileError) as caught:
+        read(tmp_path, GOOD.replace(old, new))
+    line = str(caught.value)
+    assert complaint in line
+    assert line.startswith(str(tmp_path / "study.yaml"))
+    assert "\n" not in line
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    """A study file that is not there is said so."""
+    with pytest.raises(StudyFileError, match="no such study file"):
+        read_study_file(tmp_path / "nowhere.yaml", overrides={})
+
+
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    """A tag that would run code when loaded unsafely is refused."""
+    with pytest.raises(StudyFileError):
+        read(tmp_path, GOOD + "x: !!python/object/apply:os.system ['true']\n")
+
+
+def test_conditions_in_a_circle_are_refused(tmp_path: Path) -> None:
+    """Two dimensions that wait for each other never exist."""
+    circle = """\
+  optimizer: {type: categorical, choices: [adam, adamw], when: {sampler: none}}
+  sampler: {type: categorical, choices: [none, weighted], when: {optimizer: adam}}
+"""
+    with pytest.raises(StudyFileError, match="in a circle"):
+        read(tmp_path, GOOD.replace("budget:", f"{circle}budget:"))

@@ -392,13 +392,16 @@ def demo(everywhere: Everywhere, /, trials: int, workers: int, patients: int) ->
 @click.pass_obj
 def dashboard(everywhere: Everywhere, /, host: str, port: int, *, writable: bool) -> int:
     """Serve optuna-dashboard behind a password, read-only, on this machine alone."""
-    from hpo.dashboard import serve
+    from hpo.dashboard import kept_password, serve
 
-    _, storage = everywhere.open("dashboard")
-    server = serve(storage.optuna, host=host, port=port, writable=writable)
+    tree, storage = everywhere.open("dashboard")
+    password_file = tree.root / ".dashboard-password"
+    server = serve(storage.optuna, host=host, port=port, writable=writable, password=kept_password(password_file))
     if host not in {"127.0.0.1", "localhost", "::1"}:
-        click.echo(f"warning: {host} lets other machines in, over plain HTTP", err=True)
-    click.echo(f"open {server.url_with_token}   (Ctrl-C ends it)")
+        click.echo(f"{host} lets other machines in, and the password travels in plain HTTP", err=True)
+    # A link that opens without the password is for the person at the terminal, not for a log.
+    click.echo(f"dashboard: {server.url_with_token if sys.stdout.isatty() else server.url}")
+    click.echo(f"password:  in {password_file}; Ctrl-C ends it")
     server.run()
     return DONE
 

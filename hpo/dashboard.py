@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import waitress
 from optuna.storages import BaseStorage
 from optuna_dashboard import wsgi
+from waitress.wasyncore import close_all
 
 FAILURE_DELAY_S = 1.0
 """How long a wrong password keeps everybody from trying another."""
@@ -45,6 +49,17 @@ _PAGE_HEADERS = [
     ),
     ("Referrer-Policy", "no-referrer"),  # the link's token is in the address
 ]
+
+
+def kept_password(path: Path) -> str:
+    """Return the password in the file at *path*, which is made with a random one, for its owner alone, if it is not there."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text(encoding="utf-8").strip()
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(password := secrets.token_urlsafe(16))
+    return password
 
 
 class Gate:
@@ -126,8 +141,14 @@ class Dashboard:
         shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what a browser can open
         self.url: str = f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
         """Where it is; asks for the password."""
+        self._channels: dict[int, Any] = {}
         self._server = waitress.create_server(
-            gate, sockets=[listener], threads=_THREADS, ident=None, max_request_body_size=_LARGEST_BODY[writable]
+            gate,
+            map=self._channels,
+            sockets=[listener],
+            threads=_THREADS,
+            ident=None,
+            max_request_body_size=_LARGEST_BODY[writable],
         )
 
     @property
@@ -137,11 +158,18 @@ class Dashboard:
 
     def run(self) -> None:
         """Answer until interrupted, or until `close` is called by another thread."""
-        self._server.run()
+        try:
+            self._server.run()
+        finally:
+            self._end()
 
     def close(self) -> None:
         """Stop listening and let `run` return."""
-        self._server.close()
+        self._server.trigger.pull_trigger(self._end)  # in the loop's own thread: no descriptor goes under its select
+
+    def _end(self) -> None:
+        self._server.task_dispatcher.shutdown()
+        close_all(self._channels)
 
 
 def serve(
@@ -168,7 +196,7 @@ def _form_password(environ: WSGIEnvironment) -> str:
     if not length.isdecimal() or int(length) > _LARGEST_FORM:
         return ""
     form = environ["wsgi.input"].read(int(length)).decode("utf-8", errors="replace")
-    return parse_qs(form).get("password", [""])[0]
+    return str(parse_qs(form).get("password", [""])[0])
 
 
 def _equal(offered: str, right: str) -> bool:

@@ -6,7 +6,6 @@ import itertools
 from pathlib import Path
 
 from rich.console import Console
-from trainer.data.phantom import make_phantom
 
 from hpo import study as studies
 from hpo.study import DataPlace, Study
@@ -15,6 +14,7 @@ from hpo.tables import decoding_progress
 from storage import ledger
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree
+from trainer.data.phantom import make_phantom
 
 _STUDY = {
     "cv": {"folds": 3},
@@ -41,8 +41,11 @@ def prepare(
 ) -> tuple[Path, Study]:
     """Make an archive and a study, `demo-1` or the next free number, and return the archive's folder and the study."""
     known = set(ledger.study_names(storage.engine))
-    name = next(name for number in itertools.count(1) if (name := f"demo-{number}") not in known)
-    archive = tree.root / f"{name}-archive"
+    name, archive = next(
+        (name, archive)
+        for number in itertools.count(1)
+        if (name := f"demo-{number}") not in known and not (archive := tree.root / f"{name}-archive").exists()
+    )
     make_phantom(archive, patients=patients)
     file = StudyFile.model_validate(
         {

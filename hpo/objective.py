@@ -14,8 +14,6 @@ from typing import Any, cast
 
 import torch
 from optuna.distributions import distribution_to_json
-from trainer.cross_validation import CrossValidation, cross_validate
-from trainer.data.folds import Folds, from_csv
 
 from hpo import sampling
 from hpo.study import DataPlace, Study
@@ -25,12 +23,14 @@ from storage.record import Attempt, File, TrialRecord, TrialStateName, describe_
 from storage.tree import AttemptFolder
 from trainer.cli import to_flags
 from trainer.config import RunConfig, TrainConfig
+from trainer.cross_validation import CrossValidation, cross_validate
+from trainer.data.folds import Folds, from_csv
 from trainer.data.records import Dataset
 from trainer.files import write_text
 from trainer.protocols import Listener, RunFolder, StopSignal
 from trainer.provenance import commit, versions
 from trainer.records import EpochRecord, FoldResult, Resolution
-from trainer.resolve import enforce, resolve
+from trainer.resolve import resolve
 from trainer.seeds import Seeds
 from trainer.summary import summarise
 
@@ -151,7 +151,6 @@ def train(trial: Trial, stop: StopSignal) -> CrossValidation:
     station = trial.station
     started_at = datetime.now(UTC)
     dataset, folds = station.data(trial.config)
-    enforce(trial.resolution)
     result = cross_validate(
         trial.config,
         dataset,

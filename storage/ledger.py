@@ -78,7 +78,7 @@ def register(
     connection.execute(
         sa.text(
             "insert into mammography.study (study_id, resolved, data_hash, folds_hash, folds_csv, budget_trials)"
-            " values (:study_id, cast(:resolved as jsonb), :data_hash, :folds_hash, :folds_csv, :budget_trials)"
+            " values (:study_id, cast(:resolved as json), :data_hash, :folds_hash, :folds_csv, :budget_trials)"
         ),
         {
             "study_id": study_id,

@@ -18,7 +18,7 @@ create table mammography.schema_version (version int not null);
 
 create table mammography.study (
     study_id      int primary key references studies on delete cascade,
-    resolved      jsonb not null,        -- the study file with every default filled in
+    resolved      json not null,         -- the study file with every default filled in; json keeps the order of the search
     data_hash     text not null,
     folds_hash    text not null,
     folds_csv     text not null,         -- what folds.csv says, so that the folds outlive the folder

@@ -24,7 +24,7 @@ from trainer.files import write_text
 from trainer.fit import fit
 from trainer.protocols import StopSignal
 from trainer.records import EpochRecord, FoldResult, Resolution
-from trainer.resolve import enforce, resolve, resolve_device
+from trainer.resolve import resolve, resolve_device
 from trainer.seeds import Seeds
 from trainer.summary import Summary, summarise
 
@@ -104,7 +104,6 @@ def train_density(
 def _train(config: RunConfig, dataset: Dataset, folder: Path, stop: StopSignal) -> Summary:
     device = resolve_device(config.device)
     resolution = resolve(config.train_config(), device, config.threads)
-    enforce(resolution)
     started_at = datetime.now(UTC)
     if config.cv_folds is None:
         split = holdout(dataset, config.val_frac, config.seed)

@@ -24,10 +24,10 @@ class WeightsUnavailableError(InputError):
 
 
 class DivergedError(TrainerError):
-    """The loss is not finite. The configuration's fault."""
+    """The loss is not finite, or too many gradients were not. The configuration's fault."""
 
-    def __init__(self, fold: int, epoch: int, step: int) -> None:
-        super().__init__(f"loss is not finite in fold {fold}, epoch {epoch}, step {step}")
+    def __init__(self, fold: int, epoch: int, step: int, reason: str = "loss is not finite") -> None:
+        super().__init__(f"{reason} in fold {fold}, epoch {epoch}, step {step}")
         self.fold = fold
         self.epoch = epoch
         self.step = step

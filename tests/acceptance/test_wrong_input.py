@@ -65,28 +65,6 @@ def test_worker_with_other_data_refuses_to_start(laboratory: Laboratory, tmp_pat
     assert laboratory.status()["trials"]["running"] == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (("--database", "mysql://u:geheim@h/d", "study", "list"), "PostgreSQL"),
-        (("study", "list", "--database", "no url at all"), "PostgreSQL"),
-        (("study", "lisst"), "lisst"),
-        (("launch",), "NAME"),
-        (("launch", "x", "--workers", "none"), "--workers"),
-        (("train-density", "--csv", "nowhere.csv", "--dicom-root", "nowhere"), "nowhere"),
-        (("train-density", "--csv", "c", "--dicom-root", "d", "--lr", "fast"), "--lr"),
-        (("train-density", "--csv", "c", "--dicom-root", "d", "--epochs", "0"), "--epochs"),
-        (("train-density", "--csv", "c", "--dicom-root", "d", "--epoch", "3"), "--epochs"),
-        (("train-density", "--csv", "c"), "--dicom-root"),
-    ],
-)
-def test_wrong_usage(laboratory: Laboratory, arguments: tuple[str, ...], complaint: str) -> None:
-    """The one line names the argument; a password never shows."""
-    line = refused(laboratory, *arguments)
-    assert complaint in line
-    assert "geheim" not in line
-
-
 def test_database_that_does_not_answer_is_one_line(laboratory: Laboratory) -> None:
     """Nobody listens there: exit 1, the place without the password."""
     finished = laboratory.run("study", "list", "--database", "postgresql://user:geheim@127.0.0.1:1/study")

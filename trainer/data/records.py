@@ -19,6 +19,7 @@ class Code(StrEnum):
     NOT_MAMMOGRAPHY = "NOT_MAMMOGRAPHY"
     MULTIFRAME = "MULTIFRAME"
     BLANK = "BLANK"
+    TOO_LARGE = "TOO_LARGE"
     FOR_PROCESSING = "FOR_PROCESSING"
     NO_LABEL = "NO_LABEL"
     NO_IMAGE = "NO_IMAGE"
@@ -28,7 +29,7 @@ class Code(StrEnum):
     @property
     def broken(self) -> bool:
         """Whether the file is broken, and not left out on purpose: these count against `max_rejected`."""
-        return self in {Code.TRUNCATED, Code.UNDECODABLE, Code.NOT_IMAGE, Code.BLANK}
+        return self in {Code.TRUNCATED, Code.UNDECODABLE, Code.NOT_IMAGE, Code.BLANK, Code.TOO_LARGE}
 
 
 @dataclass(frozen=True)

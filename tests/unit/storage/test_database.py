@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.database import check, choose, display, open_database, parse_url
+from storage.errors import DatabaseUnavailableError, DatabaseUrlError
+
+SECRET = "s3cr3t"  # noqa: S105 - of a test
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_every_spelling_of_postgresql(scheme: str) -> None:
+    """All three schemes name the same database through the same driver."""
+    url = parse_url(f" {scheme}://user:{SECRET}@host:5433/studies\n")
+    assert url.drivername == "postgresql+psycopg2"
+    assert (url.username, url.password, url.host, url.port, url.database) == ("user", SECRET, "host", 5433, "studies")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+def test_any_password_survives(password: str) -> None:
+    """Whatever characters a password has, quoted as URLs want it, it arrives and is not displayed."""
+    url = parse_url(f"postgresql://user:{quote(password, safe='')}@host/studies")
+    assert url.password == password
+    assert display(url) == "postgresql://user@host/studies"
+
+
+def test_braces_in_a_password() -> None:
+    """Braces need no quoting."""
+    assert parse_url("postgresql://user:{a}%{b@host/studies").password == "{a}%{b"  # noqa: S105
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "cannot be read"),
+        (SECRET, "cannot be read"),
+        (f"postgresql://user:{SECRET}@host:port/studies", "cannot be read"),
+        (f"mysql://user:{SECRET}@host/studies", "not of PostgreSQL"),
+        (f"sqlite:///{SECRET}", "not of PostgreSQL"),
+        (f"postgresql+asyncpg://user:{SECRET}@host/studies", "not of PostgreSQL"),
+        (f"postgresql://user:{SECRET}@host", "names no database"),
+        (f"postgresql://user:{SECRET}@host:70000/studies", "70000"),
+        (f"postgresql://user:a@{SECRET}@host/studies", "%40"),
+        (f"postgresql://user:{SECRET}@host/studies?colour={SECRET}", "colour"),
+    ],
+)
+def test_wrong_url_is_one_line_without_the_password(text: str, says: str) -> None:
+    """A URL that is none is refused in one line, and not even the traceback repeats its password."""
+    with pytest.raises(DatabaseUrlError, match=says) as caught:
+        parse_url(text)
+    assert "\n" not in str(caught.value)
+    said = [*traceback.format_exception_only(caught.value), repr(caught.value.__cause__)]
+    assert SECRET not in "".join(said)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"postgresql://user:{SECRET}@host:5433/d", "postgresql://user@host:5433/d"),
+        (f"postgresql://user@host/d?password={SECRET}&sslmode=require", "postgresql://user@host/d"),
+        ("postgresql://user@/d?host=/run/socket&port=5432", "postgresql://user@/run/socket:5432/d"),
+        ("postgresql://user@/d?host=h1:1&host=h2:2", "postgresql://user@h1:1,h2:2/d"),
+        ("postgresql:///d", "postgresql://localhost/d"),
+    ],
+)
+def test_display_shows_the_place_alone(text: str, shown: str) -> None:
+    """User, host, port and database are shown, however the URL gives them, and no password."""
+    assert display(parse_url(text)) == shown
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["localhost:1/studies", "no-such-host.invalid/studies", "/studies?host=/nowhere", "localhost/d?sslmode=odd"],
+)
+def test_unreachable_database_is_one_line(place: str) -> None:
+    """A database that does not answer is named in one line with the reason, without the password."""
+    engine = open_database(f"postgresql://user:{SECRET}@{place}", application_name="test")
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        check(engine)
+    message = str(caught.value)
+    assert message.startswith(f"the database {display(engine.url)} cannot be reached: ")
+    assert "\n" not in message
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_given_url_wins(tmp_path: Path) -> None:
+    """With a URL no private server is started."""
+    assert choose("postgres://user@host/studies", tmp_path).host == "host"
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,62 @@
+"""What decides the bits is settled and enforced; seeds follow from their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from trainer.config import TrainConfig
+from trainer.errors import InputError
+from trainer.resolve import enforce, resolve, resolve_device
+from trainer.seeds import Seeds, epoch_seed, step_seed
+
+Make = Callable[..., TrainConfig]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("name", ["cuda", "cuda:3"])
+def test_a_gpu_that_is_not_there_is_one_line(name: str) -> None:
+    """The message names what was asked for."""
+    with pytest.raises(InputError, match=f"{name} was asked for"):
+        resolve_device(name)
+
+
+def test_the_processor_is_always_there() -> None:
+    """By name."""
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(
+    ("fields", "precision"),
+    [
+        ({}, "float32"),
+        ({"amp": "on"}, "bfloat16"),
+        ({"amp": "on", "amp_dtype": "float16"}, "float16"),
+        ({"amp": "off", "amp_dtype": "float16"}, "float32"),
+    ],
+)
+def test_precision_on_the_processor(config: Make, fields: dict[str, str], precision: str) -> None:
+    """Off unless asked for, and bfloat16 then."""
+    assert resolve(config(**fields), CPU, 2).precision == precision
+
+
+def test_the_resolution_is_enforced(config: Make) -> None:
+    """Threads and determinism of the process are what was settled."""
+    enforce(resolve(config(), CPU, 1), deterministic=True)
+    assert torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled()
+    enforce(resolve(config(), CPU, 2), deterministic=False)
+    assert torch.get_num_threads() == 2
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_seeds_differ_by_every_part_and_repeat() -> None:
+    """Study, trial, fold, epoch and step each matter; 63 bits, the same in every process."""
+    seeds = {Seeds(s, t).fold(f) for s in range(3) for t in range(3) for f in range(3)}
+    assert len(seeds) == 27
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert Seeds(42, 7).fold(1) == 8887793671903963649
+    assert len({epoch_seed(1, 0), epoch_seed(1, 1), step_seed(1, 0, 0), step_seed(1, 0, 1), step_seed(1, 1, 0)}) == 5

@@ -1,0 +1,160 @@
+"""
+What is saved of a fold after each epoch, and how it is taken up again.
+
+Only tensors and plain values, so that `torch.load(weights_only=True)` reads it. There is no random state among them: all
+randomness is derived from the seed and the number of the epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.batches import Indices
+from trainer.config import Strict, TrainConfig
+from trainer.errors import InputError
+from trainer.files import written_whole
+from trainer.records import EpochRecord, Metrics, Resolution
+
+LAST = "last_model.pth"
+BEST = "best_model.pth"
+
+
+class Origin(Strict):
+    """What decides every number of a fold. A checkpoint of another origin is not continued."""
+
+    config: TrainConfig
+    fold: int
+    seed: int
+    """Of the fold."""
+    data_hash: str
+    split_hash: str
+    """sha256 over the images of both sides."""
+    resolution: Resolution
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A fold after an epoch."""
+
+    origin: Origin
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    history: tuple[EpochRecord, ...]
+    """All epochs so far: the last of them is the checkpoint's own."""
+    best_epoch: int
+    best_probabilities: Tensor
+    """(V, C) float64 of the validation images at the best epoch."""
+    best_metrics: Metrics
+
+    @property
+    def epoch(self) -> int:
+        """The last finished epoch, from 0."""
+        return self.history[-1].epoch
+
+
+def split_hash(train: Indices, validation: Indices) -> str:
+    """Return the sha256 over which images are trained on and which are validated on."""
+    sides = (",".join(str(index) for index in side) for side in (train, validation))
+    return hashlib.sha256("|".join(sides).encode()).hexdigest()
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """
+    Write *checkpoint* as `last_model.pth`, and as `best_model.pth` too if its epoch is the best so far.
+
+    In this order: a crash in between leaves a last one that says it is the best, and `load` then makes the best again.
+    """
+    origin = checkpoint.origin.model_dump(mode="json")
+    payload = {
+        "model_state_dict": checkpoint.model,
+        "optimizer_state_dict": checkpoint.optimizer,
+        "scheduler_state_dict": {"last_epoch": checkpoint.epoch, "lr": checkpoint.history[-1].lr},
+        "scaler_state_dict": checkpoint.scaler,
+        "epoch": checkpoint.epoch,
+        "best_epoch": checkpoint.best_epoch,
+        "best_metrics": checkpoint.best_metrics.model_dump(mode="json"),
+        "best_probabilities": checkpoint.best_probabilities,
+        "config": origin.pop("config"),
+        "origin": origin,
+        "history": [record.model_dump(mode="json") for record in checkpoint.history],
+    }
+    with written_whole(folder / LAST) as temporary:
+        torch.save(payload, temporary)
+    if checkpoint.best_epoch == checkpoint.epoch:
+        _last_is_best(folder)
+
+
+def _last_is_best(folder: Path) -> None:
+    """Make `best_model.pth` a copy of `last_model.pth`."""
+    with written_whole(folder / BEST) as temporary:
+        shutil.copyfile(folder / LAST, temporary)
+
+
+def load(folder: Path, origin: Origin) -> Checkpoint | None:
+    """
+    Return the last checkpoint in *folder*, its tensors on the processor; None where there is nothing to continue from.
+
+    Without the best model of an earlier epoch the files of the fold could not be completed: then there is nothing either.
+
+    Raises:
+        InputError: it cannot be read, or its origin is another one than *origin*.
+    """
+    path = folder / LAST
+    if not path.is_file():
+        return None
+    checkpoint = read_checkpoint(path)
+    _check_origin(path, checkpoint.origin, origin)
+    if checkpoint.best_epoch == checkpoint.epoch:
+        _last_is_best(folder)
+    return checkpoint if (folder / BEST).is_file() else None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """
+    Return the checkpoint in *path*, its tensors on the processor. Nothing is unpickled but tensors and plain values.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        payload = torch.load(path, "cpu", weights_only=True)
+        return Checkpoint(
+            origin=Origin.model_validate({**payload["origin"], "config": payload["config"]}),
+            model=payload["model_state_dict"],
+            optimizer=payload["optimizer_state_dict"],
+            scaler=payload["scaler_state_dict"],
+            history=tuple(EpochRecord.model_validate(record) for record in payload["history"]),
+            best_epoch=payload["best_epoch"],
+            best_probabilities=payload["best_probabilities"],
+            best_metrics=Metrics.model_validate(payload["best_metrics"]),
+        )
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError) as error:
+        raise InputError(f"{path}: is no checkpoint of this program ({type(error).__name__})") from error
+
+
+def _check_origin(path: Path, found: Origin, asked: Origin) -> None:
+    """
+    Accept *found* in the checkpoint *path* if it is *asked*.
+
+    Raises:
+        InputError: with the first field that differs.
+    """
+    for name, value in _flat(asked).items():
+        if _flat(found)[name] != value:
+            raise InputError(f"{path}: is of another run, whose {name} is {_flat(found)[name]!r} and not {value!r}")
+
+
+def _flat(origin: Origin) -> dict[str, Any]:
+    """Return the fields of *origin*, those of the configuration and the resolution among them."""
+    parts = (origin, origin.config, origin.resolution)
+    return {name: value for part in parts for name, value in part if name not in {"config", "resolution"}}

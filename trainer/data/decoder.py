@@ -1,0 +1,95 @@
+"""
+A process that reads files for another one: `python -m trainer.data.decoder PREPROCESSING`.
+
+It writes an empty `Reply` when it is ready, then takes one `Request` a line on standard input and answers with one `Reply`
+a line on standard output, an accepted image's bytes behind it. A process of its own, and not a child of multiprocessing,
+which would import the main script with its torch again; and what a decoder in C does to its process costs the file and not
+the build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.config import PreprocessingConfig, Strict
+from trainer.data.dicom import Header, RejectedError, read_header, read_mammogram
+from trainer.data.preprocess import preprocess
+from trainer.data.records import Code
+
+
+class Request(Strict):
+    """What is asked: to inspect a file (hash and header), or to decode it (pixels)."""
+
+    task: Literal["inspect", "decode"]
+    path: Path
+
+
+class Reply(Strict):
+    """The answer; behind that to an accepted `decode` come img_size * img_size bytes."""
+
+    sha256: str | None = None
+    """Of the file's bytes, where it was inspected."""
+    header: Header | None = None
+    """Where it was inspected and accepted."""
+    code: Code | None = None
+    """Why the file is not used; None if it is."""
+    reason: str | None = None
+
+
+def inspect(path: Path) -> Reply:
+    """Return the hash of *path* and what its header says."""
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return Reply(code=Code.UNDECODABLE, reason=f"cannot be read: {error.strerror}")
+    try:
+        return Reply(sha256=sha256, header=read_header(path))
+    except RejectedError as rejected:
+        return Reply(sha256=sha256, code=rejected.code, reason=rejected.reason)
+
+
+def decode(path: Path, config: PreprocessingConfig) -> tuple[Reply, NDArray[np.uint8] | None]:
+    """Return the (img_size, img_size) image of *path*, or why there is none."""
+    try:
+        return Reply(), preprocess(read_mammogram(path, apply_window=config.apply_window), config)
+    except RejectedError as rejected:
+        return Reply(code=rejected.code, reason=rejected.reason), None
+
+
+def serve(requests: BinaryIO, replies: BinaryIO, config: PreprocessingConfig) -> None:
+    """Answer *requests* until there are no more."""
+    _write(replies, Reply())
+    for line in requests:
+        request = Request.model_validate_json(line)
+        reply, image = (inspect(request.path), None) if request.task == "inspect" else decode(request.path, config)
+        _write(replies, reply, image)
+
+
+def _write(replies: BinaryIO, reply: Reply, image: NDArray[np.uint8] | None = None) -> None:
+    """Write *reply* and the bytes of *image* at once."""
+    replies.write(reply.model_dump_json().encode() + b"\n" + (b"" if image is None else image.tobytes()))
+    replies.flush()
+
+
+def _main() -> None:
+    """Serve on standard input and output."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the end of the input ends this one
+    cv2.setNumThreads(1)  # there are as many decoders as cores
+    # Decoders written in C print; what they print must not land between the replies.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(sys.stdin.buffer, replies, PreprocessingConfig.model_validate_json(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    _main()

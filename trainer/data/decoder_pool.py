@@ -1,0 +1,168 @@
+"""Decoder processes that answer in the order of the questions."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.config import PreprocessingConfig
+from trainer.data.decoder import Reply, Request
+from trainer.data.records import Code
+from trainer.errors import TrainerError
+
+TIMEOUT_S = 120.0
+"""The slowest encoding takes a third of a second for a full-size image; a decoder that needs this long hangs."""
+_FILES_A_DECODER = 8
+"""Starting a process costs as much as reading about this many headers."""
+
+Answer = tuple[Reply, NDArray[np.uint8] | None]
+
+
+class _DecoderDiedError(Exception):
+    """The process ended or hung in the middle of an answer; the message says which."""
+
+
+class Decoder:
+    """One decoder process, started when it is first asked, and again after it died."""
+
+    def __init__(self, config: PreprocessingConfig, timeout_s: float = TIMEOUT_S) -> None:
+        self._config = config
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._unread = bytearray()
+
+    def ask(self, request: Request) -> Answer:
+        """
+        Return the answer to *request*; a file that kills its decoder, or hangs it, is UNDECODABLE.
+
+        Raises:
+            TrainerError: decoders do not work in this installation.
+        """
+        process = self._process or self._start()
+        try:
+            return self._exchange(process, request)
+        except (_DecoderDiedError, BrokenPipeError) as error:
+            self.close()
+            return Reply(code=Code.UNDECODABLE, reason=f"decoding ended its process: {error}"), None
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()  # waits, and closes the pipes
+            self._process = None
+        self._unread.clear()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Return a new process that has said that it is ready."""
+        with tempfile.TemporaryFile() as complaints:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "trainer.data.decoder", self._config.model_dump_json()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                bufsize=0,
+            )
+            self._process = process
+            try:
+                self._read_line(process, time.monotonic() + self._timeout_s)
+            except _DecoderDiedError as error:
+                self.close()
+                complaints.seek(0)
+                last = complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
+                raise TrainerError(f"image decoders do not work here ({error}): {last}") from error
+        return process
+
+    def _exchange(self, process: subprocess.Popen[bytes], request: Request) -> Answer:
+        """Ask and read the answer."""
+        deadline = time.monotonic() + self._timeout_s
+        assert process.stdin is not None  # noqa: S101  it was asked for
+        process.stdin.write(request.model_dump_json().encode() + b"\n")
+        reply = Reply.model_validate_json(self._read_line(process, deadline))
+        if request.task == "inspect" or reply.code is not None:
+            return reply, None
+        side = self._config.img_size
+        image = np.frombuffer(self._read(process, side * side, deadline), dtype=np.uint8)
+        return reply, image.reshape(side, side)
+
+    def _read_line(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
+        while (end := self._unread.find(b"\n")) < 0:
+            self._read_more(process, deadline)
+        return self._take(end + 1)
+
+    def _read(self, process: subprocess.Popen[bytes], size: int, deadline: float) -> bytes:
+        while len(self._unread) < size:
+            self._read_more(process, deadline)
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._unread[:size])
+        del self._unread[:size]
+        return taken
+
+    def _read_more(self, process: subprocess.Popen[bytes], deadline: float) -> None:
+        """Append what the process has written, as soon as there is something."""
+        assert process.stdout is not None  # noqa: S101  it was asked for
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                raise _DecoderDiedError(f"no answer after {self._timeout_s:g} s")
+        data = os.read(process.stdout.fileno(), 2**20)
+        if not data:
+            raise _DecoderDiedError(f"exit code {process.wait()}")
+        self._unread += data
+
+
+class DecoderPool:
+    """As many decoders as cores, or fewer for few files."""
+
+    def __init__(self, config: PreprocessingConfig, files: int) -> None:
+        size = min(len(os.sched_getaffinity(0)), 1 + files // _FILES_A_DECODER)
+        self._decoders = [Decoder(config) for _ in range(size)]
+        self._idle: SimpleQueue[Decoder] = SimpleQueue()
+        for decoder in self._decoders:
+            self._idle.put(decoder)
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix="decoder")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Waits for the requests under way, one a decoder, so that none is started behind `close`.
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for decoder in self._decoders:
+            decoder.close()
+
+    def answers(self, task: Literal["inspect", "decode"], paths: Iterable[Path]) -> Iterator[Answer]:
+        """Yield the answer about each of *paths*, in their order, with a few at a time under way or waiting."""
+        ahead = 4 * len(self._decoders)
+        under_way: deque[Future[Answer]] = deque()
+        for path in paths:
+            under_way.append(self._threads.submit(self._ask, Request(task=task, path=path)))
+            if len(under_way) > ahead:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+    def _ask(self, request: Request) -> Answer:
+        decoder = self._idle.get()
+        try:
+            return decoder.ask(request)
+        finally:
+            self._idle.put(decoder)

@@ -1,0 +1,306 @@
+"""One fold: epochs, the best of them, early stop, and continuing where an earlier process ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from trainer.artifacts import Predictions, write_fold, write_history
+from trainer.balance import Balance, resolve_balance
+from trainer.batches import Indices, epoch_order, images_on
+from trainer.checkpoint import Checkpoint, Origin, load, save, split_hash
+from trainer.config import TrainConfig
+from trainer.data.folds import Split
+from trainer.data.records import Dataset
+from trainer.errors import DataError, DivergedError, OutOfMemoryError
+from trainer.loop import Learner, Steps, predict, train_epoch
+from trainer.metrics import evaluate, rank, softmax
+from trainer.model import build_network
+from trainer.optim import build_optimizer, set_learning_rates
+from trainer.precision import build_precision
+from trainer.protocols import Listener, StopSignal
+from trainer.records import EpochRecord, FoldResult, Metrics, Resolution
+from trainer.resolve import enforce
+from trainer.seeds import epoch_seed
+
+logger = logging.getLogger(__name__)
+
+_MOST_SKIPPED = 0.1  # of an epoch's steps
+_FEWEST_IMAGES = 2  # batch norm has no spread over one
+
+
+@dataclass(frozen=True)
+class Task:
+    """A fold to be trained: what does not change from epoch to epoch."""
+
+    origin: Origin
+    train: Indices
+    validation: Indices
+    labels: NDArray[np.int64]
+    """(N,) of the whole data set."""
+    balance: Balance
+
+    @property
+    def config(self) -> TrainConfig:
+        """What is trained."""
+        return self.origin.config
+
+
+def fit(
+    config: TrainConfig,
+    dataset: Dataset,
+    split: Split,
+    seed: int,
+    *,
+    device: torch.device,
+    resolution: Resolution,
+    folder: Path,
+    listener: Listener,
+    stop: StopSignal,
+) -> FoldResult:
+    """
+    Train one fold in *folder* and return it; continue from `last_model.pth` where that is, to the bit.
+
+    A single split is a fold too. All files of the fold are there at the end; after each epoch it is saved, and only then
+    the listener told of it.
+
+    Args:
+        config: What is trained.
+        dataset: All images.
+        split: The images that are trained on, and those that are validated on.
+        seed: Of the fold; nothing else is drawn from.
+        device: Where.
+        resolution: What decides the bits on *device*; enforced.
+        folder: For the files of the fold; it exists.
+        listener: Told of each epoch.
+        stop: Asked between steps.
+
+    Raises:
+        StopRequestedError: Asked to stop; the epoch under way is lost, the last finished one saved.
+        DivergedError: The loss is not finite.
+        OutOfMemoryError: The device has too little memory.
+        DataError: Too few images on either side.
+        InputError: Configuration, weights or an earlier checkpoint do not fit.
+    """
+    enforce(resolution, deterministic=config.deterministic)
+    task = _task(config, dataset, split, seed, resolution)
+    try:
+        checkpoint = _train(task, dataset, device, folder, listener, stop)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(".")[0]
+    else:
+        return _finish(task, dataset, checkpoint, folder)
+    # Only out here is the traceback gone, and with it the tensors that its frames held.
+    torch.cuda.empty_cache()
+    raise OutOfMemoryError(f"{reason} (arch {config.arch}, img_size {config.img_size}, batch_size {config.batch_size})")
+
+
+def _task(config: TrainConfig, dataset: Dataset, split: Split, seed: int, resolution: Resolution) -> Task:
+    """Return the fold to be trained, what is done about unequal classes settled and logged."""
+    if len(split.train) < _FEWEST_IMAGES or len(split.validation) == 0:
+        sizes = f"{len(split.train)} training and {len(split.validation)} validation images"
+        raise DataError(f"fold {split.fold}: {sizes} are too few")
+    labels = dataset.labels
+    counts = tuple(int(count) for count in np.bincount(labels[split.train], minlength=len(dataset.class_names)))
+    balance = resolve_balance(config, counts)
+    logger.info(
+        "fold %d: %d training and %d validation images, counts %s, class weights %s, sampler %s",
+        split.fold,
+        len(split.train),
+        len(split.validation),
+        counts,
+        balance.class_weights,
+        balance.sampler,
+        extra={"action": "fold_started", "fold": split.fold},
+    )
+    origin = Origin(
+        config=config,
+        fold=split.fold,
+        seed=seed,
+        data_hash=dataset.data_hash,
+        split_hash=split_hash(split.train, split.validation),
+        resolution=resolution,
+        class_names=dataset.class_names,
+    )
+    return Task(origin, split.train, split.validation, labels, balance)
+
+
+def _train(
+    task: Task, dataset: Dataset, device: torch.device, folder: Path, listener: Listener, stop: StopSignal
+) -> Checkpoint:
+    """Train the epochs that are missing and return the fold after the last."""
+    checkpoint = load(folder, task.origin)
+    learner = _learner(task, dataset, device, checkpoint)
+    while checkpoint is None or not _finished(task.config, checkpoint):
+        checkpoint = _epoch(task, learner, checkpoint, stop)
+        save(checkpoint, folder)
+        write_history(folder, checkpoint.history)
+        _log(task, checkpoint)
+        listener.epoch_finished(task.origin.fold, checkpoint.history[-1])
+    return checkpoint
+
+
+def _learner(task: Task, dataset: Dataset, device: torch.device, checkpoint: Checkpoint | None) -> Learner:
+    """Return what the steps need, as it was at *checkpoint*, or new from the seed."""
+    config, resolution = task.config, task.origin.resolution
+    network = build_network(config, len(dataset.class_names), task.origin.seed).to(device)
+    # A scaler must read back whether a gradient overflowed, unless the optimiser takes that answer on the device.
+    fused = True if resolution.precision == "float16" else None
+    optimizer = build_optimizer(config, network, fused=fused)
+    precision = build_precision(resolution.precision, device, config.grad_clip)
+    if checkpoint is not None:
+        network.model.load_state_dict(checkpoint.model)
+        optimizer.load_state_dict(checkpoint.optimizer)
+        precision.scaler.load_state_dict(checkpoint.scaler)
+    weights = task.balance.class_weights
+    loss = nn.CrossEntropyLoss(
+        weight=None if weights is None else torch.tensor(weights, device=device), label_smoothing=config.label_smoothing
+    )
+    return Learner(network, optimizer, loss, precision, images_on(dataset, device))
+
+
+def _finished(config: TrainConfig, checkpoint: Checkpoint) -> bool:
+    """Return whether no epoch is missing: all are done, or too many went by without a better one."""
+    done = len(checkpoint.history)
+    return done >= config.epochs or stops_early(config, checkpoint.epoch, checkpoint.best_epoch)
+
+
+def stops_early(config: TrainConfig, epoch: int, best_epoch: int) -> bool:
+    """Return whether *epoch* is the last: as many as the patience went by since the best one or the end of the warm-up."""
+    if config.early_stop_patience == 0:
+        return False
+    return epoch - max(best_epoch, config.warmup_epochs - 1) >= config.early_stop_patience
+
+
+def _epoch(task: Task, learner: Learner, before: Checkpoint | None, stop: StopSignal) -> Checkpoint:
+    """Train and validate one epoch more and return the fold after it."""
+    epoch = 0 if before is None else before.epoch + 1
+    seed, config = task.origin.seed, task.config
+    started = time.perf_counter()
+    rates = set_learning_rates(learner.optimizer, config, epoch)
+    torch.manual_seed(epoch_seed(seed, epoch))  # dropout and stochastic depth draw from the global generator
+    order = epoch_order(task.train, task.labels, task.balance.sampler, epoch_seed(seed, epoch))
+    steps = train_epoch(learner, order, config, (seed, epoch), stop)
+    trained_s = time.perf_counter() - started
+    check_steps(task.origin.fold, epoch, steps)
+    probabilities = _probabilities(task, learner, epoch, stop)
+    metrics = evaluate(task.labels[task.validation], probabilities, task.origin.class_names)
+    best = before is None or rank(metrics) > rank(before.best_metrics)
+    record = _record(epoch, steps, metrics, rates, trained_s, time.perf_counter() - started, best=best)
+    return Checkpoint(
+        origin=task.origin,
+        model=learner.network.model.state_dict(),
+        optimizer=learner.optimizer.state_dict(),
+        scaler=learner.precision.scaler.state_dict(),
+        history=(*(() if before is None else before.history), record),
+        best_epoch=epoch if before is None or best else before.best_epoch,
+        best_probabilities=torch.from_numpy(probabilities) if before is None or best else before.best_probabilities,
+        best_metrics=metrics if before is None or best else before.best_metrics,
+    )
+
+
+def check_steps(fold: int, epoch: int, steps: Steps) -> None:
+    """
+    Accept an epoch whose losses are finite and of whose steps at most a tenth were skipped, or one: to grow, the scale
+    must be tried.
+
+    Raises:
+        DivergedError: with the first step at fault.
+    """
+    if steps.first_bad is not None:
+        raise DivergedError(fold, epoch, steps.first_bad)
+    if steps.skipped.sum() > max(1, _MOST_SKIPPED * len(steps.skipped)):
+        first = int(np.flatnonzero(steps.skipped)[0])
+        raise DivergedError(fold, epoch, first, f"{steps.skipped.sum()} of {len(steps.skipped)} steps were skipped")
+
+
+def _probabilities(task: Task, learner: Learner, epoch: int, stop: StopSignal) -> NDArray[np.float64]:
+    """
+    Return (V, C) probabilities of the validation images.
+
+    Raises:
+        DivergedError: they are not finite: the last step spoilt the weights.
+    """
+    size = task.origin.resolution.validation_batch
+    logits = predict(learner.network, learner.images, task.validation, size, learner.precision, stop)
+    if not np.isfinite(logits).all():
+        n_steps = max(1, len(task.train) // task.config.batch_size)
+        raise DivergedError(task.origin.fold, epoch, n_steps, "validation loss is not finite")
+    return softmax(logits)
+
+
+def _record(
+    epoch: int, steps: Steps, metrics: Metrics, rates: dict[str, float], trained_s: float, all_s: float, *, best: bool
+) -> EpochRecord:
+    """Return the line of the history."""
+    return EpochRecord(
+        epoch=epoch,
+        train_loss=steps.loss,
+        val_loss=metrics.loss,
+        train_acc=steps.acc,
+        val_acc=metrics.acc,
+        balanced_acc=metrics.balanced_acc,
+        balanced_acc_adj=metrics.balanced_acc_adj,
+        kappa_quadratic=metrics.kappa_quadratic,
+        auc_ovr=metrics.auc_ovr,
+        auc_ovo=metrics.auc_ovo,
+        lr=rates,
+        per_class=metrics.per_class,
+        skipped_steps=int(steps.skipped.sum()),
+        seconds=all_s,
+        images_per_second=float(steps.sizes.sum()) / trained_s,
+        best=best,
+    )
+
+
+def _log(task: Task, checkpoint: Checkpoint) -> None:
+    record = checkpoint.history[-1]
+    logger.info(
+        "fold %d epoch %d/%d: train loss %.4f, val loss %s, balanced accuracy adjusted %s, kappa %s, %.1f images/s%s",
+        task.origin.fold,
+        record.epoch + 1,
+        task.config.epochs,
+        record.train_loss,
+        _shown(record.val_loss),
+        _shown(record.balanced_acc_adj),
+        _shown(record.kappa_quadratic),
+        record.images_per_second,
+        " (best)" if record.best else "",
+        extra={"action": "epoch_finished", "fold": task.origin.fold, "epoch": record.epoch},
+    )
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _finish(task: Task, dataset: Dataset, checkpoint: Checkpoint, folder: Path) -> FoldResult:
+    """Write what a finished fold leaves and return it."""
+    result = FoldResult(
+        fold=task.origin.fold,
+        score=checkpoint.best_metrics.balanced_acc_adj,
+        best_epoch=checkpoint.best_epoch,
+        epochs_run=len(checkpoint.history),
+        metrics=checkpoint.best_metrics,
+        train_samples=len(task.train),
+        val_samples=len(task.validation),
+        class_weights=task.balance.class_weights,
+        sampler=task.balance.sampler,
+    )
+    records = [dataset.records[index] for index in task.validation]
+    predictions = Predictions(
+        images=tuple(record.path for record in records),
+        patients=tuple(record.patient for record in records),
+        labels=task.labels[task.validation],
+        probabilities=checkpoint.best_probabilities.numpy(),
+    )
+    write_history(folder, checkpoint.history)
+    write_fold(folder, result, checkpoint.history[checkpoint.best_epoch], predictions)
+    return result

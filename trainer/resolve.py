@@ -1,0 +1,68 @@
+"""What decides the bits beside the configuration: settled once per trial, recorded, enforced before the first step."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+from trainer.config import PrecisionConfig, TrainConfig
+from trainer.errors import InputError
+from trainer.records import Resolution
+
+_NATIVE_BFLOAT16 = (8, 0)  # compute capability
+_VALIDATION_BATCH = 32
+
+
+def resolve_device(name: str) -> torch.device:
+    """
+    Return the device called *name*: auto (the first GPU, else the processor), cpu, cuda or cuda:N.
+
+    Raises:
+        InputError: a GPU is asked for and is not there.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(f"device: {name} was asked for, but torch sees no GPU here; use auto or cpu")
+    device = torch.device("cuda", 0) if name in {"auto", "cuda"} else torch.device(name)
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise InputError(f"device: {name} was asked for, but there are only {torch.cuda.device_count()} GPUs here")
+    return device
+
+
+def device_kind(device: torch.device) -> str:
+    """Return ``cpu``, or the name of the GPU."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def resolve(config: TrainConfig, device: torch.device, threads: int | None) -> Resolution:
+    """Return what *config* means on *device* with *threads* processor threads; None is all that torch would use."""
+    return Resolution(
+        device_kind=device_kind(device),
+        threads=threads if threads is not None else torch.get_num_threads(),
+        precision=_precision(config, device),
+        validation_batch=max(config.batch_size, _VALIDATION_BATCH),
+    )
+
+
+def _precision(config: PrecisionConfig, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
+    """Return the type of the forward pass."""
+    if config.amp == "off" or (config.amp == "auto" and device.type != "cuda"):
+        return "float32"
+    if config.amp_dtype != "auto":
+        return config.amp_dtype
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _NATIVE_BFLOAT16:
+        return "float16"
+    return "bfloat16"
+
+
+def enforce(resolution: Resolution, *, deterministic: bool = True) -> None:
+    """Set this process to *resolution*: processor threads and, if asked, deterministic algorithms only."""
+    torch.set_num_threads(resolution.threads)
+    # Read once, when cuBLAS makes its first handle: set for every trial, since a later one of this process may need it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic

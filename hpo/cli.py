@@ -176,7 +176,8 @@ def study_create(
     dicom_root: Path | None,
 ) -> int:
     """Create the study in FILE: decode its data, fix its folds, write it down."""
-    from hpo import study as studies
+    from hpo.creation import create
+    from hpo.study import DataPlace
     from hpo.study_file import read_study_file
     from hpo.tables import decoding_progress
 
@@ -190,9 +191,9 @@ def study_create(
         overrides["data"] = places
     checked = read_study_file(file, overrides=overrides)
     tree, storage = everywhere.open("study")
-    place = studies.DataPlace.choose(checked, tree, csv=None, dicom_root=None)
+    place = DataPlace.choose(checked, tree, csv=None, dicom_root=None)
     with decoding_progress(_stderr()) as progress:
-        created = studies.create(checked, place, tree, storage, progress)
+        created = create(checked, place, tree, storage, progress)
     click.echo(f"{created.name}: {created.file.budget.trials} trials of {created.file.cv.folds} folds")
     click.echo(str(created.folder.path))
     return DONE

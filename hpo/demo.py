@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hpo import study as studies
+from hpo.creation import create
 from hpo.study import DataPlace, Study
 from hpo.study_file import StudyFile
 from hpo.tables import decoding_progress
@@ -57,4 +57,4 @@ def prepare(
     )
     place = DataPlace.choose(file, tree, csv=None, dicom_root=None)
     with decoding_progress(console) as progress:
-        return archive, studies.create(file, place, tree, storage, progress)
+        return archive, create(file, place, tree, storage, progress)

@@ -19,7 +19,9 @@ def set_up(level: str, log_format: LogFormat) -> None:
         if log_format == "json"
         else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     )
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)  # libraries may warn, not chat
+    for package in ("hpo", "trainer", "storage"):
+        logging.getLogger(package).setLevel(level.upper())
     logging.captureWarnings(capture=True)
 
 

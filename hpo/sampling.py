@@ -8,6 +8,7 @@ a restarted worker repeats nothing. Nothing is written while it thinks; the para
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import warnings
 from collections.abc import Mapping
@@ -100,22 +101,18 @@ def settle_parameters(
     Raises:
         TakenOverError: The claim is somebody else's by now.
     """
-    for proposal in range(_PROPOSALS + 1):
+    for proposal in itertools.count():
         trial = claims.patience.call(storage.get_trial, claim.trial_id)
-        if trial.params or not space.dimensions:
-            return dict(trial.params)
-        sampler = make_sampler(
-            section, seed=sampler_seed(study_seed, claim.number, proposal), conditional=space.conditional
-        )
+        if trial.params:
+            break
+        seed = sampler_seed(study_seed, claim.number, proposal)
+        sampler = make_sampler(section, seed=seed, conditional=space.conditional)
         study = claims.patience.call(optuna.load_study, study_name=study_name, storage=storage, sampler=sampler)
         params = claims.patience.call(propose, study, claim.number, sampler, space)
-        repetition = proposal == _PROPOSALS or _is_queued(trial)
-        if claims.settle_parameters(claim, params, space.distributions(params), repetition=repetition):
-            logger.info(
-                "trial %d: %s", claim.number, params, extra={"action": "parameters_settled", "trial": claim.number}
-            )
-            return params
-    raise AssertionError("a repetition is always settled")  # pragma: no cover
+        repetition = proposal >= _PROPOSALS or _is_queued(trial)
+        claims.settle_parameters(claim, params, space.distributions(params), repetition=repetition)
+    logger.info("trial %d: %s", claim.number, trial.params, extra={"action": "parameters", "trial": claim.number})
+    return dict(trial.params)
 
 
 def _is_queued(trial: FrozenTrial) -> bool:

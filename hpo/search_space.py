@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -139,7 +139,8 @@ class SearchSpace:
             _check_name(name)
             _check_condition(name, dimension, dimensions)
         space = cls(base, _ordered(dimensions))
-        space._check_corners()
+        for _ in space.corners():
+            pass
         return space
 
     @property
@@ -163,13 +164,19 @@ class SearchSpace:
         """Return the base configuration with *params* in place. Raises pydantic's ValidationError."""
         return TrainConfig.model_validate({**self.base.model_dump(), **params})
 
-    def _check_corners(self) -> None:
+    def corners(self) -> Iterator[TrainConfig]:
+        """
+        Yield the configurations at the ends of the ranges and for every choice, in all combinations, up to 20 000.
+
+        Raises:
+            StudyFileError: One of them is not a configuration.
+        """
         corners = itertools.product(*(dimension.corners() for dimension in self.dimensions.values()))
         for values in itertools.islice(corners, _MOST_CORNERS):
             at_corner = dict(zip(self.dimensions, values, strict=True))
             params = self.suggest(lambda name, _, at=at_corner: at[name])  # type: ignore[misc]
             try:
-                self.configure(params)
+                yield self.configure(params)
             except ValidationError as error:
                 shown = ", ".join(f"{name}={value}" for name, value in params.items())
                 raise StudyFileError(f"search: {one_line(error)} (at {shown})") from error

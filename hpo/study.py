@@ -1,34 +1,30 @@
-"""Create, load and describe a study."""
+"""A study that exists: load it, open its data, rank its trials."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
-from trainer.data.cache import open_dataset
-from trainer.data.folds import Folds, from_csv, make_folds, to_csv
-from trainer.data.report import summary, write_report
 
 from hpo.errors import NoDataPlaceError, NoFinishedTrialError, NotTheStudysDataError
 from hpo.search_space import SearchSpace
 from hpo.study_file import StudyFile
 from storage import ledger
-from storage.errors import StudyExistsError, UnknownStudyError
+from storage.errors import UnknownStudyError
 from storage.ledger import Registration
 from storage.record import StudyRecord
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree, StudyFolder
 from trainer.config import PreprocessingConfig
+from trainer.data.cache import open_dataset
+from trainer.data.folds import Folds, from_csv
 from trainer.data.records import Dataset
+from trainer.data.report import write_report
 from trainer.files import write_text
 from trainer.provenance import commit, versions
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -77,43 +73,6 @@ class DataPlace:
         return open_dataset(
             self.csv, self.dicom_root, preprocessing, self.cache, max_rejected=self.max_rejected, progress=progress
         )
-
-
-def create(
-    file: StudyFile, place: DataPlace, tree: OutputTree, storage: StudyStorage, progress: Progress | None
-) -> Study:
-    """
-    Create a study: decode its data, fix its folds, write it down in the database and in its folder.
-
-    Raises:
-        StudyExistsError: A study has that name.
-    """
-    folder = tree.study(file.study)
-    if ledger.registration(storage.engine, file.study) is not None:
-        raise StudyExistsError(file.study)
-    dataset = place.open(file.train.preprocessing(), progress)
-    logger.info("%s", summary(dataset), extra={"action": "data_opened", "study": file.study})
-    folds = make_folds(dataset, file.cv.folds, file.seed)
-    # A kill between these two leaves Optuna's row alone; the next `create` takes it over.
-    optuna_study = optuna.create_study(
-        study_name=file.study, storage=storage.optuna, direction="maximize", load_if_exists=True
-    )
-    with storage.engine.begin() as connection:
-        ledger.register(
-            connection,
-            study_id=optuna_study._study_id,  # noqa: SLF001 - Optuna has no public name for it
-            resolved=file.model_dump(mode="json"),
-            data_hash=dataset.data_hash,
-            folds_hash=folds.hash,
-            folds_csv=to_csv(folds, dataset),
-            budget_trials=file.budget.trials,
-        )
-    study = load(file.study, tree, storage)
-    write_folder(study, dataset)
-    logger.info(
-        "study %s created in %s", file.study, folder.path, extra={"action": "study_created", "study": file.study}
-    )
-    return study
 
 
 def load(name: str, tree: OutputTree, storage: StudyStorage) -> Study:

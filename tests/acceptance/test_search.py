@@ -121,21 +121,25 @@ def test_every_image_is_predicted_once_by_a_model_that_never_saw_its_patient(lab
     )
 
 
-def test_useless_learning_rate_ranks_last(laboratory: Laboratory) -> None:
+def test_useless_learning_rate_ranks_last(laboratory: Laboratory, tmp_path: Path) -> None:
     """A better model gets a higher value: with a learning rate of nothing the network stays at chance."""
+    laboratory.ok("data", "phantom", tmp_path / "larger", "--patients", 48)
+    laboratory.archive = tmp_path / "larger"
     laboratory.study("""\
 study: small
 cv: {folds: 3}
-train: {arch: tf_efficientnet_lite0, weights: bundled, img_size: 64, epochs: 4, batch_size: 8, backbone_lr: 1.0e-12}
+train: {arch: tf_efficientnet_lite0, weights: bundled, img_size: 64, epochs: 5, batch_size: 8, lr: 3.0e-3}
 search:
-  lr: {type: categorical, choices: [1.0e-12, 3.0e-3]}
+  backbone_lr: {type: categorical, choices: [1.0e-12, 1.0e-3]}
 sampler: {name: random}
 budget: {trials: 2}
 """)
     laboratory.ok("launch", "small", "--workers", 2)
-    by_rate = {laboratory.record(number)["params"]["lr"]: value for number, (value, _) in values(laboratory).items()}
-    assert set(by_rate) == {1e-12, 3e-3}
-    assert by_rate[3e-3] > by_rate[1e-12] + 0.1
+    by_rate = {
+        laboratory.record(number)["params"]["backbone_lr"]: value for number, (value, _) in values(laboratory).items()
+    }
+    assert set(by_rate) == {1e-12, 1e-3}
+    assert by_rate[1e-3] > by_rate[1e-12] + 0.1
 
 
 def test_workers_that_start_together_decode_once_and_propose_differently(laboratory: Laboratory) -> None:

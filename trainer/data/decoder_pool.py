@@ -28,6 +28,7 @@ TIMEOUT_S = 120.0
 """The slowest encoding takes a third of a second for a full-size image; a decoder that needs this long hangs."""
 _FILES_A_DECODER = 8
 """Starting a process costs as much as reading about this many headers."""
+_PACKAGE_ROOT = str(Path(__file__).parents[2])
 
 Answer = tuple[Reply, NDArray[np.uint8] | None]
 
@@ -71,7 +72,9 @@ class Decoder:
         """Return a new process that has said that it is ready."""
         with tempfile.TemporaryFile() as complaints:
             process = subprocess.Popen(
-                [sys.executable, "-m", "trainer.data.decoder", self._config.model_dump_json()],
+                # -P and the path: this very package, whatever lies in the working directory.
+                [sys.executable, "-P", "-m", "trainer.data.decoder", self._config.model_dump_json()],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join([_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")])},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_voi_lut
@@ -12,6 +14,8 @@ from pydicom.sequence import Sequence
 
 from trainer.data.dicom import Header, RejectedError, read_header, read_mammogram
 from trainer.data.records import Code
+
+WriteDicom = Callable[..., Path]
 
 MALFORMED = {
     "constant_image.dcm": None,  # its pixels are fine; that there is nothing in them is found later
@@ -34,7 +38,6 @@ def outcome(path: Path) -> Code | None:
     try:
         read_mammogram(path, apply_window=True)
     except RejectedError as rejected:
-        assert "\n" not in rejected.reason
         return rejected.code
     return None
 
@@ -45,7 +48,7 @@ def test_malformed_files_get_their_code(real_data: Path, name: str) -> None:
     assert outcome(real_data / "mg_dicom" / "malformed" / name) == MALFORMED[name]
 
 
-def test_header(write_dicom, breast) -> None:
+def test_header(write_dicom: WriteDicom, breast: NDArray[np.uint16]) -> None:
     """Patient, view and side come from the header, without padding and in capitals."""
     path = write_dicom(breast, PatientID=" P1 ", ViewPosition="mlo", ImageLaterality=None, Laterality="L")
     assert read_header(path) == Header(patient_id="P1", view="MLO", laterality="L")
@@ -76,12 +79,14 @@ def test_header(write_dicom, breast) -> None:
         ({"BitsAllocated": 32}, Code.UNDECODABLE),
     ],
 )
-def test_files_are_judged_by_content(write_dicom, breast, tags, code) -> None:
+def test_files_are_judged_by_content(
+    write_dicom: WriteDicom, breast: NDArray[np.uint16], tags: dict[str, Any], code: Code | None
+) -> None:
     """No single tag decides whether a file is a mammogram that can be used."""
     assert outcome(write_dicom(breast, **tags)) == code
 
 
-def test_window_equals_pydicoms(write_dicom, breast) -> None:
+def test_window_equals_pydicoms(write_dicom: WriteDicom, breast: NDArray[np.uint16]) -> None:
     """The first of several windows is applied after the rescale slope, as pydicom applies it."""
     path = write_dicom(
         breast, WindowCenter=[1500, 9], WindowWidth=[900, 9], VOILUTFunction="SIGMOID",
@@ -94,7 +99,7 @@ def test_window_equals_pydicoms(write_dicom, breast) -> None:
     np.testing.assert_allclose(plain.brightness[plain.stored], breast * 2.0 - 500)
 
 
-def test_voi_lut_of_8_bits_with_many_entries(write_dicom, breast) -> None:
+def test_voi_lut_of_8_bits_with_many_entries(write_dicom: WriteDicom, breast: NDArray[np.uint16]) -> None:
     """A VOI LUT from 12 bits to 8 is looked up beyond its 256th entry."""
     item = Dataset()
     item.LUTDescriptor = [4096, 0, 8]
@@ -104,7 +109,7 @@ def test_voi_lut_of_8_bits_with_many_entries(write_dicom, breast) -> None:
     np.testing.assert_array_equal(mammogram.brightness[mammogram.stored], breast // 16)
 
 
-def test_monochrome1_is_inverted_after_the_window(write_dicom, breast) -> None:
+def test_monochrome1_is_inverted_after_the_window(write_dicom: WriteDicom, breast: NDArray[np.uint16]) -> None:
     """In MONOCHROME1 the windowed values change their sign, so that dense tissue is bright in both."""
     window = {"WindowCenter": 1500, "WindowWidth": 900}
     there = read_mammogram(write_dicom(breast, **window), apply_window=True)
@@ -112,7 +117,7 @@ def test_monochrome1_is_inverted_after_the_window(write_dicom, breast) -> None:
     np.testing.assert_array_equal(there.brightness, -inverse.brightness)
 
 
-def test_signed_pixels_and_padding_range(write_dicom, breast) -> None:
+def test_signed_pixels_and_padding_range(write_dicom: WriteDicom, breast: NDArray[np.uint16]) -> None:
     """Negative stored values keep their meaning, and padding is compared with stored values, from value to limit."""
     signed = breast.astype(np.int16) - 2000
     path = write_dicom(
@@ -123,7 +128,7 @@ def test_signed_pixels_and_padding_range(write_dicom, breast) -> None:
     np.testing.assert_array_equal(mammogram.padding[mammogram.stored], signed <= -1990)
 
 
-def test_no_file_meta_header(write_dicom, breast, tmp_path: Path) -> None:
+def test_no_file_meta_header(write_dicom: WriteDicom, breast: NDArray[np.uint16], tmp_path: Path) -> None:
     """A file that begins with its first tag, as old archives write them, is read."""
     path = write_dicom(breast)
     dataset = dcmread(path)
@@ -133,18 +138,12 @@ def test_no_file_meta_header(write_dicom, breast, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mammogram(old, apply_window=True).stored, breast)
 
 
-def test_mutated_files_give_a_code(phantom: Path, tmp_path: Path) -> None:
-    """Whatever bytes change and wherever a file ends, it is accepted or refused with a code, without a warning."""
-    random = np.random.default_rng(0)
-    sources = [path.read_bytes() for path in sorted(phantom.rglob("*.dcm"))[:5]]
-    path = tmp_path / "mutated.dcm"
-    codes = set()
-    for number in range(300):
-        data = bytearray(sources[number % len(sources)])
-        for _ in range(random.integers(1, 20)):
-            data[random.integers(len(data) if number % 2 else 1200)] = random.integers(256)
-        path.write_bytes(data[: random.integers(len(data)) if number % 5 == 0 else None])
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            codes.add(outcome(path))
-    assert {None, Code.TRUNCATED, Code.UNDECODABLE} <= codes
+def test_reading_is_quiet(
+    write_dicom: WriteDicom, breast: NDArray[np.uint16], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What pydicom has against a header, which may quote it, reaches neither warnings nor logs."""
+    path = write_dicom(breast, PatientID="x" * 100, ViewPosition="mlo?!", Modality=None)
+    caplog.clear()
+    assert read_header(path).view == "MLO?!"
+    assert outcome(path) is None
+    assert not caplog.records

@@ -1,0 +1,84 @@
+"""Create a study: everything that can be found wrong before the first trial is found here."""
+
+from __future__ import annotations
+
+import logging
+
+import optuna
+
+from hpo.errors import StudyFileError
+from hpo.study import DataPlace, Progress, Study, load, write_folder
+from hpo.study_file import StudyFile
+from storage import ledger
+from storage.errors import StudyExistsError
+from storage.study_storage import StudyStorage
+from storage.tree import OutputTree
+from trainer.balance import resolve_balance
+from trainer.data.folds import Folds, make_folds, to_csv
+from trainer.data.records import Dataset
+from trainer.data.report import summary
+from trainer.errors import InputError
+from trainer.model import check_arch
+
+logger = logging.getLogger(__name__)
+
+
+def create(
+    file: StudyFile, place: DataPlace, tree: OutputTree, storage: StudyStorage, progress: Progress | None
+) -> Study:
+    """
+    Create a study: decode its data, fix its folds, write it down in the database and in its folder.
+
+    Raises:
+        StudyExistsError: A study has that name.
+        StudyFileError: A configuration of the space cannot be trained.
+    """
+    folder = tree.study(file.study)
+    check_networks(file)
+    if ledger.registration(storage.engine, file.study) is not None:
+        raise StudyExistsError(file.study)
+    dataset = place.open(file.train.preprocessing(), progress)
+    logger.info("%s", summary(dataset), extra={"action": "data_opened", "study": file.study})
+    folds = make_folds(dataset, file.cv.folds, file.seed)
+    check_balance(file, dataset, folds)
+    # A kill between these two leaves Optuna's row alone; the next `create` takes it over.
+    optuna_study = optuna.create_study(
+        study_name=file.study, storage=storage.optuna, direction="maximize", load_if_exists=True
+    )
+    with storage.engine.begin() as connection:
+        ledger.register(
+            connection,
+            study_id=optuna_study._study_id,  # noqa: SLF001 - Optuna has no public name for it
+            resolved=file.model_dump(mode="json"),
+            data_hash=dataset.data_hash,
+            folds_hash=folds.hash,
+            folds_csv=to_csv(folds, dataset),
+            budget_trials=file.budget.trials,
+        )
+    study = load(file.study, tree, storage)
+    write_folder(study, dataset)
+    logger.info(
+        "study %s created in %s", file.study, folder.path, extra={"action": "study_created", "study": file.study}
+    )
+    return study
+
+
+def check_networks(file: StudyFile) -> None:
+    """Accept the study if timm knows every network that it may ask for. Raises StudyFileError."""
+    for arch in sorted({config.arch for config in file.space().corners()}):
+        try:
+            check_arch(arch)
+        except InputError as error:
+            raise StudyFileError(f"study {file.study!r}: {error}") from error
+
+
+def check_balance(file: StudyFile, dataset: Dataset, folds: Folds) -> None:
+    """Accept the study if every way to balance classes that it may ask for fits the data. Raises StudyFileError."""
+    counts = [0] * len(dataset.class_names)
+    for index in folds.split(0).train:
+        counts[dataset.records[index].label] += 1
+    for config in {config.class_weights: config for config in file.space().corners()}.values():
+        try:
+            resolve_balance(config, tuple(counts))
+        except InputError as error:
+            raise StudyFileError(f"study {file.study!r}: {error}") from error

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer.config import PreprocessingConfig
+from trainer.data.cache import open_dataset
+from trainer.data.dicom import read_mammogram
+from trainer.data.preprocess import preprocess
+from trainer.data.records import Code, Dataset
+from trainer.errors import DataError, InputError
+
+CONFIG = PreprocessingConfig(img_size=64)
+SCRIPT = """
+import sys
+from pathlib import Path
+from trainer.config import PreprocessingConfig
+from trainer.data.cache import open_dataset
+archive, cache = Path(sys.argv[1]), Path(sys.argv[2])
+data = open_dataset(archive / "classificacao.csv", archive / "archive", PreprocessingConfig(img_size=64), cache,
+                    progress=lambda done, total: print(done, total, flush=True))
+assert not {"torch", "timm", "torchvision"} & set(sys.modules)
+print("hash", data.data_hash)
+"""
+
+
+@pytest.fixture
+def archive(phantom: Path, tmp_path: Path) -> Path:
+    """A copy of a synthetic archive, to be changed."""
+    return Path(shutil.copytree(phantom, tmp_path / "archive"))
+
+
+def opened(archive: Path, cache: Path, config: PreprocessingConfig = CONFIG, **arguments: object) -> Dataset:
+    """The data set of *archive*, decoded into *cache*."""
+    return open_dataset(archive / "classificacao.csv", archive / "archive", config, cache, **arguments)
+
+
+def test_a_data_set(phantom: Path, tmp_path: Path) -> None:
+    """Every image is there, as preprocessed alone, with its label, patient, view and side."""
+    calls: list[tuple[int, int]] = []
+    data = opened(phantom, tmp_path, progress=lambda done, total: calls.append((done, total)))
+    with (phantom / "classificacao.csv").open() as file:
+        label_of = {row["AccessionNumber"]: row["Classification"] for row in csv.DictReader(file)}
+    assert data.images.shape == (64, 64, 64)
+    assert calls == [(done, 64) for done in range(1, 65)]
+    assert [record.path for record in data.records] == sorted(
+        path.relative_to(phantom / "archive").as_posix() for path in phantom.rglob("*.dcm")
+    )
+    for record, image in zip(data.records, data.images, strict=True):
+        assert data.class_names[record.label] == label_of[record.accession]
+        assert record.path == f"{record.accession}/{record.laterality}_{record.view}.dcm"
+        assert record.patient == f"PHANTOM{int(record.accession):05d}"
+        expected = preprocess(read_mammogram(phantom / "archive" / record.path, apply_window=True), CONFIG)
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_second_opening_decodes_nothing(phantom: Path, tmp_path: Path) -> None:
+    """The second one gives the same and reports no progress, and writing to the array never reaches the file."""
+    first = opened(phantom, tmp_path)
+    calls: list[int] = []
+    second = opened(phantom, tmp_path, progress=lambda done, _: calls.append(done))
+    assert not calls
+    assert (first.records, first.data_hash, first.class_names) == (second.records, second.data_hash, second.class_names)
+    second.images[:] = 0
+    np.testing.assert_array_equal(opened(phantom, tmp_path).images, first.images)
+
+
+def test_torch_takes_the_array_without_a_warning(phantom: Path, tmp_path: Path) -> None:
+    """The mapped array becomes a tensor without a copy and without a warning about arrays that are read-only."""
+    torch = pytest.importorskip("torch")
+    data = opened(phantom, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tensor = torch.from_numpy(data.images)
+    assert tensor.data_ptr() == data.images.__array_interface__["data"][0]
+
+
+def test_what_is_in_the_folder(phantom: Path, tmp_path: Path) -> None:
+    """One array, its index, its report and what it was made with, in a folder named by the hash, and no pickle."""
+    data = opened(phantom, tmp_path)
+    folder = tmp_path / data.data_hash[:32]
+    assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "images.npy", "index.csv", "report.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, f"{folder.name}.lock"]
+    assert (folder / "images.npy").stat().st_size == 128 + 64 * 64 * 64
+
+
+def test_hash_is_over_contents_not_places(phantom: Path, archive: Path, tmp_path: Path) -> None:
+    """A copy elsewhere with other times is the same data; other pixels, labels, names or preprocessing are not."""
+    one = opened(phantom, tmp_path / "cache").data_hash
+    assert opened(archive, tmp_path / "cache").data_hash == one
+    hashes = {one, opened(archive, tmp_path / "cache", PreprocessingConfig(img_size=64, crop_breast=False)).data_hash}
+    folder = archive / "archive" / "0000001"
+    (folder / "L_CC.dcm").rename(folder / "other.dcm")
+    hashes.add(opened(archive, tmp_path / "cache").data_hash)
+    shutil.copy(folder / "R_CC.dcm", folder / "L_MLO.dcm")
+    hashes.add(opened(archive, tmp_path / "cache").data_hash)
+    text = (archive / "classificacao.csv").read_text()
+    label = text.splitlines()[1].split(",")[1]
+    (archive / "classificacao.csv").write_text(text.replace(f"0000001,{label}", f"0000001,{2 if label != '2' else 3}"))
+    hashes.add(opened(archive, tmp_path / "cache").data_hash)
+    assert len(hashes) == 5
+
+
+def test_two_processes_build_once(phantom: Path, tmp_path: Path) -> None:
+    """Of two processes that start together one decodes, each image once; both get the same data, without torch."""
+    command = [sys.executable, "-c", SCRIPT, str(phantom), str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate()[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs[0][-1] == outputs[1][-1]
+    assert sorted(len(output) for output in outputs) == [1, 65]
+
+
+def test_a_killed_builder_leaves_nothing_in_the_way(phantom: Path, tmp_path: Path) -> None:
+    """After a kill in the middle of decoding, the next process builds the cache and removes what was left."""
+    command = [sys.executable, "-c", SCRIPT, str(phantom), str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1 64\n"
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert any("building" in path.name for path in tmp_path.iterdir())
+    data = opened(phantom, tmp_path)
+    assert len(data.records) == 64
+    assert not any("building" in path.name for path in tmp_path.iterdir())
+
+
+def test_broken_files_are_listed_and_leave_no_hole(archive: Path, tmp_path: Path) -> None:
+    """Each rejected file has its code, in the report too, and the array has rows for the others alone."""
+    folder = archive / "archive" / "0000002"
+    (folder / "L_CC.dcm").write_text("<html>")
+    data = (folder / "R_CC.dcm").read_bytes()
+    (folder / "R_CC.dcm").write_bytes(data[: len(data) // 2])
+    for _ in range(2):  # built, and opened again
+        dataset = opened(archive, tmp_path / "cache", max_rejected=0.05)
+        assert len(dataset.records) == len(dataset.images) == 62
+        assert dataset.images.any(axis=(1, 2)).all()
+        codes = {rejection.path: rejection.code for rejection in dataset.rejections}
+        assert codes["0000002/L_CC.dcm"] == Code.NOT_IMAGE
+        assert codes["0000002/R_CC.dcm"] in {Code.TRUNCATED, Code.UNDECODABLE}
+    assert dataset.rejected()["NOT_IMAGE"] == 1
+
+
+def test_too_many_broken_files(archive: Path, tmp_path: Path) -> None:
+    """More than the share asked for is an error with counts, every time; those left out on purpose do not count."""
+    for name in ("L_CC", "R_CC", "L_MLO", "R_MLO"):
+        (archive / "archive" / "0000002" / f"{name}.dcm").write_bytes(b"")
+    (archive / "archive" / "unlabelled").mkdir()
+    (archive / "archive" / "unlabelled" / "x").touch()
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"4 of 64 images are broken \(NOT_IMAGE 4\): more than max_rejected 0.05"):
+            opened(archive, tmp_path / "cache")
+    data = opened(archive, tmp_path / "cache", max_rejected=0.07)
+    assert data.rejected() == {"NOT_IMAGE": 4, "NO_LABEL": 1}
+
+
+def test_a_class_that_vanishes(archive: Path, tmp_path: Path) -> None:
+    """A class of the label file without any image is an error that names it."""
+    with (archive / "classificacao.csv").open() as file:
+        gone = [row["AccessionNumber"] for row in csv.DictReader(file) if row["Classification"] == "4"]
+    for accession in gone:
+        shutil.rmtree(archive / "archive" / accession)
+    with pytest.raises(DataError, match=f"class '4' has {len(gone)} accession numbers and no usable image"):
+        opened(archive, tmp_path / "cache")
+
+
+def test_no_folder_fits_the_labels(archive: Path, tmp_path: Path) -> None:
+    """Labels whose zeros a spreadsheet has eaten fit no folder, and that is said."""
+    text = (archive / "classificacao.csv").read_text().replace("\n00000", "\n")
+    (archive / "classificacao.csv").write_text(text)
+    with pytest.raises(DataError, match="named like an accession number"):
+        opened(archive, tmp_path / "cache")
+
+
+def test_wrong_places(phantom: Path, tmp_path: Path) -> None:
+    """A missing label file or root is wrong input."""
+    with pytest.raises(InputError, match="absent"):
+        open_dataset(tmp_path / "absent", phantom / "archive", CONFIG, tmp_path)
+    with pytest.raises(InputError, match="absent"):
+        open_dataset(phantom / "classificacao.csv", tmp_path / "absent", CONFIG, tmp_path)
+
+
+def test_a_cache_that_cannot_be_written(phantom: Path, tmp_path: Path) -> None:
+    """A place where nothing can be written is an error in one line."""
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be kept there") as error:
+        opened(phantom, tmp_path / "file" / "cache")
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_disk(phantom: Path, tmp_path: Path) -> None:
+    """A disk that is full in the middle is an error in one line and leaves no half cache."""
+    limited = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))\n"
+    )
+    command = [sys.executable, "-c", limited + SCRIPT, str(phantom), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "DataError" in done.stderr.splitlines()[-1]
+    assert "cannot be kept there: File too large" in done.stderr.splitlines()[-1]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_damaged_cache(phantom: Path, tmp_path: Path) -> None:
+    """An array that does not fit its index is refused with what to do about it."""
+    data = opened(phantom, tmp_path)
+    array = tmp_path / data.data_hash[:32] / "images.npy"
+    del data
+    os.truncate(array, 5000)
+    with pytest.raises(DataError, match=r"damaged.*remove it"):
+        opened(phantom, tmp_path)
+    np.save(array, np.zeros((63, 64, 64), np.uint8))
+    with pytest.raises(DataError, match=r"damaged.*63.*64 images"):
+        opened(phantom, tmp_path)
+
+
+def test_real_films(real_data: Path, tmp_path: Path) -> None:
+    """The 322 scanned films are all used, and the patients are the 161 of their headers."""
+    start = time.monotonic()
+    folder = real_data / "mini_mias"
+    data = open_dataset(folder / "classificacao.csv", folder / "archive", CONFIG, tmp_path)
+    assert np.bincount(data.labels).tolist() == [106, 104, 112]
+    assert data.class_names == ("1", "2", "3")
+    assert len(set(data.patients)) == 161
+    assert not data.rejections
+    assert time.monotonic() - start < 60

@@ -70,11 +70,12 @@ class Decoder:
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Return a new process that has said that it is ready."""
+        search = [_PACKAGE_ROOT, os.environ.get("PYTHONPATH")]  # an empty entry would mean the working directory
         with tempfile.TemporaryFile() as complaints:
             process = subprocess.Popen(
                 # -P and the path: this very package, whatever lies in the working directory.
                 [sys.executable, "-P", "-m", "trainer.data.decoder", self._config.model_dump_json()],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join([_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")])},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in search if path)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,

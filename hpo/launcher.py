@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hpo.settings import Settings, child_environment
-from hpo.status import Status, status
+from hpo.settings import Settings, allowed_gpus, child_environment
+from hpo.status import Status, status, worker_name
 from hpo.study import DataPlace, Study, open_data
 from hpo.tables import decoding_progress, live_status
 from storage.patience import Patience
@@ -30,6 +30,8 @@ _FIRST_DELAY_S = 1.0
 _LONGEST_DELAY_S = 60.0
 _FRUITLESS_STARTS = 5
 _CORES_PER_CPU_WORKER = 4
+_OBEYED = {0, -signal.SIGTERM}
+"""Exit codes of a worker that was asked to stop; the second one's, when it had not begun to listen, nor to work."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +50,29 @@ class Watched:
 
     slot: Slot
     process: subprocess.Popen[bytes] | None = None
-    started_at: float = 0.0
     start_again_at: float = 0.0
     fruitless: int = 0
-    """Starts in a row that ended in an error within which the study did not advance."""
-    finished_before: int = 0
+    """Starts in a row that ended in an error before the process had finished an epoch."""
+    advanced: bool = False
+    """Whether the process has finished an epoch."""
     exit_code: int | None = None
     """Set once the slot needs no process any more."""
 
 
-def visible_gpus() -> list[str]:
-    """Return the GPUs of this machine by index, without loading torch; none where there is no driver."""
+def visible_gpus(allowed: list[str] | None) -> list[str]:
+    """
+    Return the GPUs of this machine by index, without loading torch; none where there is no driver.
+
+    Of those only the *allowed* ones, as CUDA_VISIBLE_DEVICES would call them; None allows all.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
     listed = subprocess.run(
         [program, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False, timeout=60
     )
-    return listed.stdout.split() if listed.returncode == 0 else []
+    gpus = listed.stdout.split() if listed.returncode == 0 else []
+    return gpus if allowed is None or not gpus else allowed
 
 
 def plan(workers: int | None, per_gpu: int, gpus: Sequence[str], cores: int) -> list[Slot]:
@@ -102,19 +109,27 @@ class Launcher:
         """Return the exit code: 0 when the budget is spent or the stop was obeyed, else that of a worker that failed."""
         self.log_folder.mkdir(parents=True, exist_ok=True)
         self._watched = [Watched(slot) for slot in self.slots]
+        try:
+            self._watch()
+        finally:  # whatever ended the watch, nobody is left behind
+            codes = self._wind_down()
+        if self.stop.is_set():
+            return 0 if all(code in _OBEYED for code in codes) else 1
+        final = self.look()
+        self.show(final)
+        return 0 if final.budget.left == 0 else max(watched.exit_code or 0 for watched in self._watched)
+
+    def _watch(self) -> None:
+        """Keep a process in every slot until none needs one any more, or until `stop` is set."""
         looked_at = 0.0
         current = self.look()
-        while any(watched.exit_code is None for watched in self._watched):
-            if self.stop.is_set():
-                return self._wind_down()
+        while not self.stop.is_set() and any(watched.exit_code is None for watched in self._watched):
             if time.monotonic() - looked_at > 2 * _POLL_S:
                 current, looked_at = self.look(), time.monotonic()
                 self.show(current)
             for watched in self._watched:
                 self._tend(watched, current)
             self.stop.wait(_POLL_S)
-        self.show(self.look())
-        return 0 if self.look().budget.left == 0 else max(watched.exit_code or 0 for watched in self._watched)
 
     def _tend(self, watched: Watched, current: Status) -> None:
         """Start the slot's process if it is time, and draw the conclusion if it ended."""
@@ -122,17 +137,18 @@ class Launcher:
             return
         if watched.process is None:
             if time.monotonic() >= watched.start_again_at:
-                watched.process = self._start(watched.slot)
-                watched.finished_before = current.budget.spent
+                watched.process, watched.advanced = self._start(watched.slot), False
             return
         code = watched.process.poll()
+        latest = current if code is None else self.look()  # a killed worker's claim still says how far it came
+        watched.advanced = watched.advanced or _finished_an_epoch(watched.process, latest)
         if code is None:
             return
         watched.process = None
         if code in {0, 2}:  # 2: wrong input stays wrong
             watched.exit_code = code
             return
-        watched.fruitless = 0 if current.budget.spent > watched.finished_before else watched.fruitless + 1
+        watched.fruitless = 0 if watched.advanced else watched.fruitless + 1
         last_words = self._last_words(watched.slot)
         if watched.fruitless >= _FRUITLESS_STARTS:
             watched.exit_code = 1
@@ -166,13 +182,17 @@ class Launcher:
         lines = self._log(slot).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
 
-    def _wind_down(self) -> int:
-        """Pass the signal on and wait: the workers save and give their trials back."""
+    def _wind_down(self) -> list[int]:
+        """Ask the workers that still run to stop, and return their exit codes: they save and give their trials back."""
         running = [watched.process for watched in self._watched if watched.process is not None]
         for process in running:
             process.send_signal(signal.SIGTERM)
-        codes = [process.wait() for process in running]
-        return 0 if all(code == 0 for code in codes) else 1
+        return [process.wait() for process in running]
+
+
+def _finished_an_epoch(process: subprocess.Popen[bytes], current: Status) -> bool:
+    name = worker_name(process.pid)
+    return any(worker.name == name and worker.epoch is not None for worker in current.workers)
 
 
 def _unblock_signals() -> None:
@@ -200,7 +220,7 @@ def launch(
     with decoding_progress(console) as progress:
         open_data(study, place, progress)
     options = ["--csv", str(place.csv.absolute()), "--dicom-root", str(place.dicom_root.absolute())]
-    slots = plan(workers, per_gpu, visible_gpus(), len(os.sched_getaffinity(0)))
+    slots = plan(workers, per_gpu, visible_gpus(allowed_gpus()), len(os.sched_getaffinity(0)))
     logger.info(
         "%d workers, %s, %d threads each",
         len(slots),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 DATABASE_URL = "MAMMOGRAPHY_DATABASE_URL"
 OUTPUTS = "MAMMOGRAPHY_OUTPUTS"
+CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 _FOR_STEPS_ON_THE_CPU = {
     # On few cores, waiting threads that spin take the time of those that work: a 0.7 s step took 6.7 s.
@@ -37,6 +40,16 @@ class Settings:
         )
 
 
+def allowed_gpus() -> list[str] | None:
+    """Return the GPUs that this process may use, as a scheduler or a user says it; None where nobody does."""
+    said = os.environ.get(CUDA_DEVICES)
+    if said is None:
+        return None
+    devices = (device.strip() for device in said.split(","))
+    # As CUDA reads it: up to the first that cannot be one, so that -1 or NoDevFiles mean none.
+    return list(itertools.takewhile(lambda device: re.fullmatch(r"\d+|(GPU|MIG)-.+", device), devices))
+
+
 def child_environment(settings: Settings, *, cuda_device: str | None, threads: int) -> dict[str, str]:
     """
     Return the environment of a worker process: ours, with its GPU and its share of the processor.
@@ -49,5 +62,5 @@ def child_environment(settings: Settings, *, cuda_device: str | None, threads: i
     if settings.database is not None:
         environment[DATABASE_URL] = settings.database
     if cuda_device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = cuda_device
+        environment[CUDA_DEVICES] = cuda_device
     return environment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
@@ -56,6 +57,11 @@ class Status(_Part):
     budget: BudgetStatus
     best: BestStatus | None
     workers: list[WorkerStatus]
+
+
+def worker_name(pid: int) -> str:
+    """Return the name that tells people which process of this machine a worker is."""
+    return f"{socket.gethostname()}:{pid}"
 
 
 _STATES = ("running", "waiting", "complete", "pruned", "fail")

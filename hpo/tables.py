@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
@@ -130,6 +131,6 @@ def _shown(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _utc(moment: Any) -> str | None:
-    """Return Optuna's naive local time as UTC with its zone."""
-    return None if moment is None else pd.Timestamp(moment.astimezone()).tz_convert("UTC").isoformat()
+def _utc(moment: datetime | None) -> str | None:
+    """Return a trial's time, which we write as a naive one in UTC whatever the machine's zone, with its zone."""
+    return None if moment is None else moment.replace(tzinfo=UTC).isoformat()

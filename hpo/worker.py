@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import socket
 import threading
 import traceback
 from collections import Counter
@@ -18,6 +17,7 @@ import torch
 from hpo import objective
 from hpo.errors import SearchError
 from hpo.objective import EitherSignal, Station, Trial
+from hpo.status import worker_name
 from hpo.study import DataPlace, Study, open_data, write_folder
 from hpo.verdict import ForTrial, ForWorker, verdict
 from storage import ledger
@@ -54,11 +54,6 @@ class Farewell(Enum):
     STOPPED = "asked to stop"
 
 
-def worker_name() -> str:
-    """Return a name that tells people which process this is."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
 def set_up_station(
     study: Study,
     tree: OutputTree,
@@ -84,7 +79,7 @@ def set_up_station(
     claims = Claims(
         engine=study.storage.engine,
         study_id=study.registration.study_id,
-        worker=worker_name(),
+        worker=worker_name(os.getpid()),
         device=str(resolved_device),
         device_kind=kind,
         grace_s=GRACE_S,
@@ -113,6 +108,7 @@ class Worker:
             claim = claims.claim()
             if isinstance(claim, Claim):
                 self._work_on(claim)
+                self._free_memory()
             else:
                 self._tidy_up()
                 if claim is Idle.SPENT:
@@ -143,6 +139,9 @@ class Worker:
                 _say_lost(claim, failure)
             else:
                 self._judge(claim, trial, failure)
+
+    def _free_memory(self) -> None:
+        """Give back what the last trial held; its error, whose traceback keeps tensors alive, must be gone by now."""
         gc.collect()
         if self.station.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -195,7 +194,9 @@ class Worker:
             else:
                 self._fail(claim, trial, error, spends_budget=meaning.trial is ForTrial.FAIL)
         except TakenOverError as taken_over:
+            # What went wrong here may well be that the successor removed our folder: no reason to leave.
             _say_lost(claim, taken_over)
+            return
         if meaning.worker is ForWorker.LEAVE:
             raise error
         if meaning.worker is ForWorker.THIRD_TIME:

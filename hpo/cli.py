@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,6 +43,11 @@ class Everywhere:
     outputs: Path | None = None
     log_level: str = "info"
     log_format: str = "text"
+
+    @property
+    def log_options(self) -> tuple[str, ...]:
+        """The flags with which a worker logs as its launcher does."""
+        return "--log-level", self.log_level, "--log-format", self.log_format
 
     def settings(self) -> Settings:
         """Return what is given, else what the environment says."""
@@ -89,7 +95,7 @@ def everywhere(command: Command) -> Command:
     decorated: Any = command if command.__name__ == "mammography" else logging_first
     options = (
         flag("--database", metavar="URL", help="PostgreSQL; without it a private server under the output folder."),
-        flag("--outputs", type=_PATH, help="Output folder [outputs]."),
+        flag("--outputs", type=click.Path(path_type=Path, file_okay=False), help="Output folder [outputs]."),
         flag("--log-level", type=_LEVELS, help="Least severe log lines to show [info]."),
         flag("--log-format", type=click.Choice(["text", "json"]), help="Form of log lines [text]."),
     )
@@ -109,7 +115,8 @@ def data_places(command: Command) -> Command:
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+# Without a command click would squeeze its whole help into what is one line for us.
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @everywhere
 def mammography() -> None:
     """Hyperparameter search for mammography classifiers. Research software, not for clinical use."""
@@ -135,7 +142,8 @@ def train_density(everywhere: Everywhere, /, **given: Any) -> int:
     return DONE
 
 
-@mammography.group()
+@mammography.group(no_args_is_help=False)
+@everywhere
 def data() -> None:
     """Archives of images and labels."""
 
@@ -154,7 +162,8 @@ def data_phantom(out: Path, patients: int, seed: int) -> int:
     return DONE
 
 
-@mammography.group()
+@mammography.group(no_args_is_help=False)
+@everywhere
 def study() -> None:
     """Create studies and look at them."""
 
@@ -298,12 +307,15 @@ def worker(
     """Work on study NAME in this process until its budget is spent."""
     from hpo.signals import stop_on_signal
 
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise click.BadParameter(f"{device!r} is none of auto, cpu, cuda and cuda:N", param_hint="--device")
     stop = stop_on_signal()  # before torch starts threads of its own
     from hpo.worker import Worker, set_up_station
+    from storage.patience import Patience
 
     tree, found = everywhere.study(name, "worker")
     station = set_up_station(
-        found, tree, device=device, threads=threads, patience_s=patience, csv=csv, dicom_root=dicom_root
+        found, tree, device=device, threads=threads, patience=Patience(patience, stop), csv=csv, dicom_root=dicom_root
     )
     try:
         farewell = Worker(station, stop).run()
@@ -335,7 +347,7 @@ def launch(
     from hpo.launcher import launch as run_workers
     from hpo.signals import stop_on_signal
 
-    if workers != "auto" and not (workers.isdigit() and int(workers) > 0):
+    if workers != "auto" and not (workers.isdecimal() and int(workers) > 0):
         raise click.BadParameter(f"{workers!r} is neither a number above 0 nor auto", param_hint="--workers")
     stop = stop_on_signal()
     tree, found = everywhere.study(name, "launch")
@@ -350,13 +362,14 @@ def launch(
         per_gpu=per_gpu,
         csv=csv,
         dicom_root=dicom_root,
+        log_options=everywhere.log_options,
     )
 
 
 @mammography.command("demo")
 @click.option("--trials", type=click.IntRange(min=1), default=6, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--patients", type=click.IntRange(min=12), default=60, show_default=True)
+@click.option("--patients", type=click.IntRange(min=18), default=60, show_default=True)
 @everywhere
 @click.pass_obj
 def demo(everywhere: Everywhere, /, trials: int, workers: int, patients: int) -> int:
@@ -372,7 +385,16 @@ def demo(everywhere: Everywhere, /, trials: int, workers: int, patients: int) ->
     tree, storage = everywhere.open("demo")
     archive, shown = demonstration.prepare(tree, storage, _stderr(), trials=trials, patients=patients)
     code = run_workers(
-        shown, tree, everywhere.settings(), _stderr(), stop=stop, workers=workers, per_gpu=1, csv=None, dicom_root=None
+        shown,
+        tree,
+        everywhere.settings(),
+        _stderr(),
+        stop=stop,
+        workers=workers,
+        per_gpu=1,
+        csv=None,
+        dicom_root=None,
+        log_options=everywhere.log_options,
     )
     if code != DONE or stop.is_set():
         return code
@@ -407,7 +429,8 @@ def dashboard(everywhere: Everywhere, /, host: str, port: int, *, writable: bool
     return DONE
 
 
-@mammography.group()
+@mammography.group(no_args_is_help=False)
+@everywhere
 def db() -> None:
     """The private PostgreSQL server under the output folder."""
 
@@ -519,13 +542,13 @@ def _on_purpose() -> tuple[type[Exception], ...]:
 def _exit_code(error: Exception) -> int:
     """Return 2 for what the user can put right on the command line or in a file, else 1."""
     from hpo.errors import NoDataPlaceError, NotTheStudysDataError, StudyFileError
-    from storage.errors import DatabaseUrlError, StudyExistsError, StudyNameError, UnknownStudyError
+    from storage.errors import DatabaseUrlError, StudyExistsError, StudyFolderError, StudyNameError, UnknownStudyError
     from trainer.errors import DataError, InputError, StopRequestedError
 
     if isinstance(error, StopRequestedError):
         return INTERRUPTED
     searching = (StudyFileError, NotTheStudysDataError, NoDataPlaceError)
-    storing = (DatabaseUrlError, StudyExistsError, StudyNameError, UnknownStudyError)
+    storing = (DatabaseUrlError, StudyExistsError, StudyFolderError, StudyNameError, UnknownStudyError)
     return WRONG_INPUT if isinstance(error, (*searching, *storing, DataError, InputError)) else FAILED
 
 

@@ -19,6 +19,7 @@ from trainer.data.records import Dataset
 from trainer.data.report import summary
 from trainer.errors import InputError
 from trainer.model import check_arch
+from trainer.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +32,25 @@ def create(
 
     Raises:
         StudyExistsError: A study has that name.
+        StudyFolderError: Its folder holds another study's files.
         StudyFileError: A configuration of the space cannot be trained.
     """
     folder = tree.study(file.study)
     check_networks(file)
     if ledger.registration(storage.engine, file.study) is not None:
         raise StudyExistsError(file.study)
+    folder.check_new()
     dataset = place.open(file.train.preprocessing(), progress)
-    logger.info("%s", summary(dataset), extra={"action": "data_opened", "study": file.study})
     folds = make_folds(dataset, file.cv.folds, file.seed)
     check_balance(file, dataset, folds)
+    # Only now: data that cannot be used are said in one line, the error's.
+    logger.info("%s", summary(dataset), extra={"action": "data_opened", "study": file.study})
     # A kill between these two leaves Optuna's row alone; the next `create` takes it over.
     optuna_study = optuna.create_study(
         study_name=file.study, storage=storage.optuna, direction="maximize", load_if_exists=True
     )
     with storage.engine.begin() as connection:
-        ledger.register(
+        registered = ledger.register(
             connection,
             study_id=optuna_study._study_id,  # noqa: SLF001 - Optuna has no public name for it
             resolved=file.model_dump(mode="json"),
@@ -55,6 +59,8 @@ def create(
             folds_csv=to_csv(folds, dataset),
             budget_trials=file.budget.trials,
         )
+    if not registered:
+        raise StudyExistsError(file.study)
     study = load(file.study, tree, storage)
     write_folder(study, dataset)
     logger.info(
@@ -64,10 +70,16 @@ def create(
 
 
 def check_networks(file: StudyFile) -> None:
-    """Accept the study if timm knows every network that it may ask for. Raises StudyFileError."""
-    for arch in sorted({config.arch for config in file.space().corners()}):
+    """
+    Accept the study if timm knows every network that it may ask for, and has their weights. Raises StudyFileError.
+
+    ImageNet weights from the hub are left to the workers: their machines may have them where this one has not.
+    """
+    for arch, weights in sorted({(config.arch, config.weights) for config in file.space().corners()}):
         try:
             check_arch(arch)
+            if weights != "imagenet":
+                load_weights(weights, arch)
         except InputError as error:
             raise StudyFileError(f"study {file.study!r}: {error}") from error
 

@@ -52,12 +52,7 @@ _PAGE_HEADERS = [
 
 
 def kept_password(path: Path) -> str:
-    """
-    Return the password in the file at *path*, which is made with a random one, for its owner alone, if it is not there.
-
-    Raises:
-        InputError: The file is empty.
-    """
+    """Return the password in the file at *path*, which is made with a random one, for its owner alone, if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -26,7 +26,6 @@ from storage.tree import OutputTree
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-_FIRST_DELAY_S = 1.0
 _LONGEST_DELAY_S = 60.0
 _FRUITLESS_STARTS = 5
 _CORES_PER_CPU_WORKER = 4
@@ -103,10 +102,12 @@ class Launcher:
     look: Callable[[], Status]
     show: Callable[[Status], None]
     stop: threading.Event
+    first_delay_s: float = 1.0
+    """Before a worker that died is started again; it doubles with every fruitless start."""
     _watched: list[Watched] = field(default_factory=list)
 
     def run(self) -> int:
-        """Return the exit code: 0 when the budget is spent or the stop was obeyed, else that of a worker that failed."""
+        """Return the exit code: 0 when the budget is spent or the stop was obeyed, 2 for wrong input, else 1."""
         self.log_folder.mkdir(parents=True, exist_ok=True)
         self._watched = [Watched(slot) for slot in self.slots]
         try:
@@ -117,7 +118,10 @@ class Launcher:
             return 0 if all(code in _OBEYED for code in codes) else 1
         final = self.look()
         self.show(final)
-        return 0 if final.budget.left == 0 else max(watched.exit_code or 0 for watched in self._watched)
+        if final.budget.left == 0:
+            return 0
+        logger.error("all workers ended, and the study is not finished", extra={"action": "unfinished"})
+        return max([1, *(watched.exit_code or 0 for watched in self._watched)])
 
     def _watch(self) -> None:
         """Keep a process in every slot until none needs one any more, or until `stop` is set."""
@@ -154,7 +158,7 @@ class Launcher:
             watched.exit_code = 1
             logger.error("worker %d given up: %s", watched.slot.index, last_words, extra={"action": "worker_given_up"})
             return
-        delay_s = min(_FIRST_DELAY_S * 2**watched.fruitless, _LONGEST_DELAY_S)
+        delay_s = min(self.first_delay_s * 2**watched.fruitless, _LONGEST_DELAY_S)
         watched.start_again_at = time.monotonic() + delay_s
         how = signal.Signals(-code).name if code < 0 else f"exit {code}"
         logger.warning(
@@ -210,6 +214,7 @@ def launch(
     per_gpu: int,
     csv: Path | None,
     dicom_root: Path | None,
+    log_options: Sequence[str],
 ) -> int:
     """
     Run *workers* processes on *study* until it is finished, and return the exit code.
@@ -219,7 +224,7 @@ def launch(
     place = DataPlace.choose(study.file, tree, csv=csv, dicom_root=dicom_root)
     with decoding_progress(console) as progress:
         open_data(study, place, progress)
-    options = ["--csv", str(place.csv.absolute()), "--dicom-root", str(place.dicom_root.absolute())]
+    places = ["--csv", str(place.csv.absolute()), "--dicom-root", str(place.dicom_root.absolute())]
     slots = plan(workers, per_gpu, visible_gpus(allowed_gpus()), len(os.sched_getaffinity(0)))
     logger.info(
         "%d workers, %s, %d threads each",
@@ -230,10 +235,10 @@ def launch(
         slots[0].threads,
         extra={"action": "launching", "study": study.name},
     )
-    patience = Patience()
+    patience = Patience(stop=stop)
     with live_status(console) as show:
         return Launcher(
-            command=[sys.executable, "-m", "hpo.cli", "worker", study.name, *options],
+            command=[sys.executable, "-P", "-m", "hpo.cli", "worker", study.name, *places, *log_options],
             slots=slots,
             settings=settings,
             log_folder=study.folder.path / "workers",

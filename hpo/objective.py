@@ -7,28 +7,26 @@ import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from optuna.distributions import distribution_to_json
 
 from hpo import sampling
 from hpo.study import DataPlace, Study
 from storage import ledger
-from storage.claims import Claim, Claims, Ending
-from storage.record import Attempt, File, TrialRecord, TrialStateName, describe_file, describe_files
+from storage.claims import Claim, Claims
+from storage.record import describe_files
 from storage.tree import AttemptFolder
 from trainer.cli import to_flags
-from trainer.config import RunConfig, TrainConfig
+from trainer.config import PreprocessingConfig, RunConfig, TrainConfig
 from trainer.cross_validation import CrossValidation, cross_validate
 from trainer.data.folds import Folds, from_csv
 from trainer.data.records import Dataset
 from trainer.files import write_text
 from trainer.protocols import Listener, RunFolder, StopSignal
-from trainer.provenance import commit, versions
 from trainer.records import EpochRecord, FoldResult, Resolution
 from trainer.resolve import resolve
 from trainer.seeds import Seeds
@@ -50,12 +48,17 @@ class Station:
     device: torch.device
     threads: int | None
     """Processor threads of a step, for trials that this worker begins; None for all cores."""
+    _opened: dict[PreprocessingConfig, Dataset] = field(default_factory=dict)
+    """The data in other preprocessings, which are opened once: to open is to read every file."""
 
     def data(self, config: TrainConfig) -> tuple[Dataset, Folds]:
         """Return the data as *config* wants them preprocessed, with the study's folds."""
         if config.preprocessing() == self.study.file.train.preprocessing():
             return self.dataset, self.folds
-        dataset = self.place.open(config.preprocessing())
+        preprocessing = config.preprocessing()
+        if preprocessing not in self._opened:
+            self._opened[preprocessing] = self.place.open(preprocessing)
+        dataset = self._opened[preprocessing]
         return dataset, from_csv(self.study.registration.folds_csv, dataset)
 
 
@@ -90,7 +93,6 @@ class Trial:
     params: dict[str, Any]
     config: TrainConfig
     resolution: Resolution
-    attempts: tuple[Attempt, ...]
     folder: AttemptFolder
 
     @property
@@ -136,14 +138,14 @@ def begin(station: Station, claim: Claim) -> Trial:
         claim, resolve(config, station.device, station.threads).model_dump(mode="json")
     )
     read = station.claims.patience.call
-    attempts = tuple(read(ledger.attempts, study.storage.engine, claim.trial_id))
+    attempts = read(ledger.attempts, study.storage.engine, claim.trial_id)
     published = read(ledger.published_folds, study.storage.engine, claim.trial_id)
     folder = study.folder.trial(claim.number).begin_attempt(
         claim.token,
         [attempt.token for attempt in attempts if attempt.token != claim.token],
         {fold: publication.token for fold, publication in published.items()},
     )
-    return Trial(station, claim, params, config, Resolution.model_validate(settled), attempts, folder)
+    return Trial(station, claim, params, config, Resolution.model_validate(settled), folder)
 
 
 def train(trial: Trial, stop: StopSignal) -> CrossValidation:
@@ -178,76 +180,6 @@ def train(trial: Trial, stop: StopSignal) -> CrossValidation:
     )
     write_text(trial.folder.path / "summary.json", summary.model_dump_json(indent=2) + "\n")
     return result
-
-
-def write_record(trial: Trial, ending: Ending, *, value: float | None, reason: str | None) -> None:
-    """Write `optuna_trial.json` into the attempt's folder, from where finishing the trial puts it in its place."""
-    study = trial.station.study
-    engine = study.storage.engine
-    finished_at = datetime.now(UTC)
-    read = trial.station.claims.patience.call
-    published = read(ledger.published_folds, engine, trial.claim.trial_id)
-    attempts = [
-        attempt.model_copy(update={"end": finished_at, "ending": str(ending)})
-        if attempt.token == trial.claim.token
-        else attempt
-        for attempt in read(ledger.attempts, engine, trial.claim.trial_id)
-    ]
-    dataset, _ = trial.station.data(trial.config)
-    record = TrialRecord(
-        study=study.name,
-        number=trial.claim.number,
-        root_number=trial.claim.number,
-        attempts=attempts,
-        state=cast("TrialStateName", ending.value),  # the endings that finish a trial are called like its states
-        reason=reason,
-        value=value,
-        params=trial.params,
-        distributions={
-            name: distribution_to_json(distribution)
-            for name, distribution in study.space.distributions(trial.params).items()
-        },
-        fold_scores=[published[fold].score if fold in published else None for fold in range(study.file.cv.folds)],
-        n_folds_done=len(published),
-        pruned_at=max(published, default=None) if ending is Ending.PRUNED else None,
-        config=trial.config.model_dump(mode="json"),
-        seeds={
-            "study": study.file.seed,
-            "trial": trial.claim.number,
-            "folds": [trial.seeds.fold(fold) for fold in range(study.file.cv.folds)],
-        },
-        threads=trial.resolution.threads,
-        resolution=trial.resolution.model_dump(mode="json"),
-        versions=versions(),
-        git_commit=commit().git_commit,
-        data_hash=dataset.data_hash,
-        folds_hash=study.registration.folds_hash,
-        device=trial.resolution.device_kind,
-        gpu_seconds=_gpu_seconds(attempts),
-        started_at=attempts[0].start,
-        finished_at=finished_at,
-        artifacts=_artifacts(trial, [file for publication in published.values() for file in publication.files]),
-    )
-    write_text(trial.folder.path / "optuna_trial.json", record.model_dump_json(indent=2) + "\n")
-
-
-def _gpu_seconds(attempts: list[Attempt]) -> float:
-    """Return the seconds that attempts held a GPU; those that were lost count up to where they are known to have ended."""
-    return sum(
-        (attempt.end - attempt.start).total_seconds()
-        for attempt in attempts
-        if attempt.end is not None and attempt.device != "cpu"
-    )
-
-
-def _artifacts(trial: Trial, of_folds: list[File]) -> list[File]:
-    """Return all files of the trial but the record itself: those of its folds, and those of the whole."""
-    of_trial = [
-        describe_file(path, path.name)
-        for path in sorted(trial.folder.path.iterdir())
-        if path.is_file() and path.name != "optuna_trial.json"
-    ]
-    return [*of_folds, *of_trial]
 
 
 @contextmanager

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from datetime import UTC, datetime
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict
 
 from hpo import study as studies
 from hpo.study import Study
 from storage import ledger
+from storage.heartbeat import GRACE_S
+from storage.ledger import Budget, WorkerState
+from storage.record import Record
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BudgetStatus(_Part):
-    """Trials asked for, spent and left."""
-
-    asked: int
-    spent: int
-    left: int
-
-
-class BestStatus(_Part):
+class BestStatus(Record):
     """The best trial that finished all its folds."""
 
     number: int
@@ -34,18 +22,7 @@ class BestStatus(_Part):
     params: dict[str, Any]
 
 
-class WorkerStatus(_Part):
-    """A worker that holds a trial."""
-
-    name: str
-    device: str
-    trial: int
-    fold: int | None
-    epoch: int | None
-    last_heartbeat: datetime
-
-
-class Status(_Part):
+class Status(Record):
     """A study at one moment."""
 
     study: str
@@ -54,9 +31,9 @@ class Status(_Part):
     direction: str
     trials: dict[str, int]
     """By state."""
-    budget: BudgetStatus
+    budget: Budget
     best: BestStatus | None
-    workers: list[WorkerStatus]
+    workers: list[WorkerState]
 
 
 def worker_name(pid: int) -> str:
@@ -71,7 +48,7 @@ def status(study: Study) -> Status:
     """Return how far a study is."""
     study_id = study.registration.study_id
     budget = ledger.budget(study.storage.engine, study_id)
-    workers = ledger.workers(study.storage.engine, study_id)
+    workers = ledger.workers(study.storage.engine, study_id, GRACE_S)
     counts = Counter(trial.state.name.lower() for trial in study.trials)
     ranked = studies.ranking(study)
     best = ranked[0] if ranked else None
@@ -80,17 +57,7 @@ def status(study: Study) -> Status:
         state="finished" if budget.left == 0 else "running" if workers else "waiting",
         direction="maximize",
         trials={state: counts[state] for state in _STATES},
-        budget=BudgetStatus(asked=budget.asked, spent=budget.spent, left=budget.left),
+        budget=budget,
         best=None if best is None else BestStatus(number=best.number, value=best.values[0], params=best.params),
-        workers=[
-            WorkerStatus(
-                name=worker.name,
-                device=worker.device,
-                trial=worker.trial,
-                fold=worker.fold,
-                epoch=worker.epoch,
-                last_heartbeat=worker.last_heartbeat.astimezone(UTC),
-            )
-            for worker in workers
-        ],
+        workers=workers,
     )

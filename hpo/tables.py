@@ -77,20 +77,19 @@ def status_line(status: Status) -> str:
 
 def trials_frame(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     """Return one row a trial: number, state, value, times (UTC), fold scores, parameters."""
-    return pd.DataFrame(
-        [
-            {
-                "number": trial.number,
-                "state": trial.state.name.lower(),
-                "value": trial.value,
-                "started_at": _utc(trial.datetime_start),
-                "finished_at": _utc(trial.datetime_complete),
-                **{f"fold_{fold}": score for fold, score in sorted(trial.intermediate_values.items())},
-                **trial.params,
-            }
-            for trial in trials
-        ]
-    )
+    rows = [
+        {
+            "number": trial.number,
+            "state": trial.state.name.lower(),
+            "value": trial.value,
+            "started_at": _utc(trial.datetime_start),
+            "finished_at": _utc(trial.datetime_complete),
+            **{f"fold_{fold}": score for fold, score in sorted(trial.intermediate_values.items())},
+            **trial.params,
+        }
+        for trial in trials
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["number", "state", "value", "started_at", "finished_at"])
 
 
 @contextmanager

@@ -14,26 +14,21 @@ from pathlib import Path
 
 import torch
 
-from hpo import objective
+from hpo import objective, trial_record
 from hpo.errors import SearchError
 from hpo.objective import EitherSignal, Station, Trial
 from hpo.status import worker_name
 from hpo.study import DataPlace, Study, open_data, write_folder
 from hpo.verdict import ForTrial, ForWorker, verdict
-from storage import ledger
 from storage.claims import Claim, Claims, Ending, Idle
-from storage.errors import TakenOverError
-from storage.heartbeat import Heartbeat
+from storage.errors import DatabaseUnavailableError, TakenOverError
+from storage.heartbeat import GRACE_S, HEARTBEAT_S, Heartbeat
 from storage.patience import Patience
 from storage.tree import OutputTree
 from trainer.resolve import resolve, resolve_device
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 5.0
-"""A beat every so many seconds."""
-GRACE_S = 30.0
-"""A worker without a beat for so many seconds counts as lost."""
 _IDLE_S = 1.0
 _SAME_DEFECTS = 3
 
@@ -60,7 +55,7 @@ def set_up_station(
     *,
     device: str,
     threads: int | None,
-    patience_s: float,
+    patience: Patience,
     csv: Path | None,
     dicom_root: Path | None,
 ) -> Station:
@@ -83,7 +78,7 @@ def set_up_station(
         device=str(resolved_device),
         device_kind=kind,
         grace_s=GRACE_S,
-        patience=Patience(patience_s),
+        patience=patience,
     )
     return Station(study, claims, place, dataset, folds, resolved_device, threads)
 
@@ -95,6 +90,8 @@ class Worker:
     station: Station
     stop: threading.Event
     _defects: Counter[str] = field(default_factory=Counter)
+    _tidy: set[int] = field(default_factory=set)
+    """Finished trials whose folders are known to be complete."""
 
     def run(self) -> Farewell:
         """
@@ -103,18 +100,26 @@ class Worker:
         Raises:
             TrainerError, StorageError, SearchError, OSError: This worker cannot go on; another may.
         """
-        claims = self.station.claims
-        while not self.stop.is_set():
-            claim = claims.claim()
-            if isinstance(claim, Claim):
-                self._work_on(claim)
-                self._free_memory()
-            else:
-                self._tidy_up()
-                if claim is Idle.SPENT:
+        try:
+            while not self.stop.is_set():
+                if self._next() is Idle.SPENT:
                     return Farewell.SPENT
-                self.stop.wait(_IDLE_S)
+        except DatabaseUnavailableError:
+            if not self.stop.is_set():  # else it was asked to stop while it waited, and what was saved is saved
+                raise
         return Farewell.STOPPED
+
+    def _next(self) -> Claim | Idle:
+        """Take the next trial and train it, or wait a moment where there is none; return what there was."""
+        claim = self.station.claims.claim()
+        if isinstance(claim, Claim):
+            self._work_on(claim)
+            self._free_memory()
+        else:
+            self._tidy_up()
+            if claim is Idle.WAIT:
+                self.stop.wait(_IDLE_S)
+        return claim
 
     def _work_on(self, claim: Claim) -> None:
         """Train a claimed trial and tell how it ended; what an error means stands in `hpo.verdict`."""
@@ -172,7 +177,7 @@ class Worker:
     ) -> None:
         """Write the record, tell the database, and put the files in their place, in this order: each can be made up for."""
         folder = self.station.study.folder.trial(trial.claim.number)
-        objective.write_record(trial, ending, value=value, reason=reason)
+        trial_record.write_ending(trial, ending, value=value, reason=reason)
         self.station.claims.finish(
             trial.claim,
             ending,
@@ -223,13 +228,11 @@ class Worker:
             raise BrokenInstallationError(kind) from error
 
     def _tidy_up(self) -> None:
-        """Put the files of finished trials in their place where a worker died before it could."""
-        study = self.station.study
-        for trial in study.trials:
-            folder = study.folder.trial(trial.number)
-            if trial.state.is_finished() and folder.unpromoted():
-                attempts = ledger.attempts(study.storage.engine, trial._trial_id)  # noqa: SLF001 - no public name
-                folder.promote(attempts[-1].token)
+        """Complete the folders of finished trials whose workers died before they could."""
+        for trial in self.station.study.trials:
+            if trial.state.is_finished() and trial.number not in self._tidy:
+                trial_record.complete_folder(self.station, trial)
+                self._tidy.add(trial.number)
 
 
 def _say_lost(claim: Claim, error: Exception) -> None:

@@ -82,6 +82,14 @@ class StudyNameError(StorageError):
         self.name = name
 
 
+class StudyFolderError(StorageError):
+    """The folder of a new study holds something already."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} holds another study's files: move them away, or choose another name or output folder")
+        self.path = path
+
+
 class FolderVanishedError(StorageError):
     """A published fold is not on disk any more."""
 

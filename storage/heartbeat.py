@@ -13,6 +13,11 @@ from storage.claims import Claim, Claims
 
 logger = logging.getLogger(__name__)
 
+HEARTBEAT_S = 5.0
+"""A beat every so many seconds."""
+GRACE_S = 30.0
+"""A worker without a beat for so many seconds counts as lost."""
+
 
 class Heartbeat:
     """

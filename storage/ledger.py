@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from storage.record import Attempt, File
+from storage.record import Attempt, File, Record
 
 
 @dataclass(frozen=True)
@@ -38,30 +38,25 @@ class PublishedFold:
     files: tuple[File, ...]
 
 
-@dataclass(frozen=True)
-class WorkerState:
-    """A worker that holds a claim."""
+class WorkerState(Record):
+    """A worker that holds a claim and shows life."""
 
     name: str
     device: str
     trial: int
     fold: int | None
     epoch: int | None
+    """The last epoch that it finished, from 0."""
     last_heartbeat: datetime
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Trials asked for and trials that have spent of it."""
+class Budget(Record):
+    """Trials asked for, spent and left."""
 
     asked: int
     spent: int
     """Trials that finished and count: complete, pruned, or failed by their own fault."""
-
-    @property
-    def left(self) -> int:
-        """Trials that are still to finish."""
-        return max(0, self.asked - self.spent)
+    left: int
 
 
 def register(
@@ -73,12 +68,13 @@ def register(
     folds_hash: str,
     folds_csv: str,
     budget_trials: int,
-) -> None:
-    """Write a study down, beside Optuna's row of it."""
-    connection.execute(
+) -> bool:
+    """Write a study down, beside Optuna's row of it; return False, and write nothing, if another process just did."""
+    registered = connection.execute(
         sa.text(
             "insert into mammography.study (study_id, resolved, data_hash, folds_hash, folds_csv, budget_trials)"
             " values (:study_id, cast(:resolved as json), :data_hash, :folds_hash, :folds_csv, :budget_trials)"
+            " on conflict do nothing"
         ),
         {
             "study_id": study_id,
@@ -89,6 +85,7 @@ def register(
             "budget_trials": budget_trials,
         },
     )
+    return registered.rowcount == 1
 
 
 def registration(engine: sa.Engine, name: str) -> Registration | None:
@@ -124,21 +121,22 @@ def budget(engine: sa.Engine, study_id: int) -> Budget:
             ),
             {"study": study_id},
         ).one()
-    return Budget(asked, spent)
+    return Budget(asked=asked, spent=spent, left=max(0, asked - spent))
 
 
-def workers(engine: sa.Engine, study_id: int) -> list[WorkerState]:
-    """Return who holds a claim in the study, by trial."""
+def workers(engine: sa.Engine, study_id: int, grace_s: float) -> list[WorkerState]:
+    """Return who holds a claim in the study and beat within the grace period, by trial."""
     with engine.connect() as connection:
         rows = connection.execute(
             sa.text(
-                "select a.worker, a.device, t.number, c.fold, c.epoch, c.heartbeat_at from mammography.claim c"
-                " join mammography.attempt a using (token) join trials t on t.trial_id = c.trial_id"
-                " where c.study_id = :study order by t.number"
+                "select a.worker as name, a.device, t.number as trial, c.fold, c.epoch, c.heartbeat_at as last_heartbeat"
+                " from mammography.claim c join mammography.attempt a using (token) join trials t on t.trial_id = c.trial_id"
+                " where c.study_id = :study and c.heartbeat_at + make_interval(secs => :grace) > clock_timestamp()"
+                " order by t.number"
             ),
-            {"study": study_id},
+            {"study": study_id, "grace": grace_s},
         )
-        return [WorkerState(*row) for row in rows]
+        return [WorkerState.model_validate(dict(row)) for row in rows.mappings()]
 
 
 def attempts(engine: sa.Engine, trial_id: int) -> list[Attempt]:

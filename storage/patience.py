@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -28,25 +29,28 @@ class Patience:
 
     seconds: float = 600.0
     """How long; afterwards the fault is a `DatabaseUnavailableError`."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """When it is set, nobody waits any longer."""
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """
         Return what *function* returns. It must bear being called again after a commit whose answer was lost.
 
         Raises:
-            DatabaseUnavailableError: The database was away for longer than the patience.
+            DatabaseUnavailableError: The database was away for longer than the patience, or until the stop.
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(FAULTS),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=10.0),
-            stop=tenacity.stop_after_delay(self.seconds),
+            stop=tenacity.stop_any(tenacity.stop_after_delay(self.seconds), tenacity.stop_when_event_set(self.stop)),
+            sleep=tenacity.sleep_using_event(self.stop),
             before_sleep=_say,
             reraise=True,
         )
         try:
             return retrying(function, *args, **kwargs)
         except FAULTS as error:
-            raise DatabaseUnavailableError(f"no answer for {self.seconds:.0f} s: {_first_line(error)}") from error
+            raise DatabaseUnavailableError(_first_line(error)) from error
 
 
 def _say(state: tenacity.RetryCallState) -> None:

@@ -75,12 +75,13 @@ declare
     advanced boolean;
 begin
     for lost in
-        select c.trial_id, c.token, c.barren from mammography.claim c
+        select c.trial_id, c.token, c.barren, c.heartbeat_at from mammography.claim c
         where c.study_id = p_study and c.token is not null
           and greatest(c.heartbeat_at, pg_postmaster_start_time()) + p_grace < clock_timestamp()
         order by c.trial_id for update skip locked
     loop
-        update mammography.attempt set ended_at = clock_timestamp(), ending = 'lost'
+        -- When it was last heard of, not when somebody looked, which may be days later.
+        update mammography.attempt set ended_at = greatest(started_at, lost.heartbeat_at), ending = 'lost'
         where token = lost.token returning epochs <> '{}' into advanced;
         update mammography.claim set token = null, barren = case when advanced then 0 else lost.barren + 1 end
         where trial_id = lost.trial_id;

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import FolderVanishedError, StudyNameError
+from storage.errors import FolderVanishedError, StudyFolderError, StudyNameError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _RESERVED = {"cache", "train"}
@@ -70,6 +70,16 @@ class StudyFolder:
     def data_report(self) -> Path:
         """Every image that was not used, with its code."""
         return self.path / "data_report.csv"
+
+    def check_new(self) -> None:
+        """
+        Accept the folder for a new study: a fold that lies there would be taken for a published one of its trials.
+
+        Raises:
+            StudyFolderError: Something is in it.
+        """
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise StudyFolderError(self.path)
 
     def trial(self, number: int) -> TrialFolder:
         """Return the folder of a trial; nothing is made."""
@@ -156,7 +166,7 @@ class TrialFolder:
             if log.is_file():
                 shutil.copyfile(log, path / "run.log")
                 break
-        return AttemptFolder(self, path, tuple(earlier))
+        return AttemptFolder(self, path, tuple(earlier), set(publishers))
 
 
 @dataclass(frozen=True)
@@ -166,6 +176,8 @@ class AttemptFolder:
     trial: TrialFolder
     path: Path
     earlier: tuple[str, ...]
+    settled: set[int]
+    """Folds that the database calls published, those of this attempt among them."""
 
     def fold(self, fold: int) -> Path:
         """Return the folder to train *fold* in, with the checkpoints of the latest attempt at it to continue from."""
@@ -186,10 +198,10 @@ class AttemptFolder:
         return folder
 
     def published(self, fold: int) -> Path | None:
-        """Return the place of *fold* if it is published. Whatever is at that place was published first."""
-        place = self.trial.fold(fold)
-        return place if place.is_dir() else None
+        """Return the place of *fold* if it is published; what only happens to lie there is not."""
+        return self.trial.fold(fold) if fold in self.settled else None
 
     def publish(self, fold: int) -> None:
         """Rename a fold to its place; the database must have settled it before."""
         self.fold(fold).rename(self.trial.fold(fold))
+        self.settled.add(fold)

@@ -8,6 +8,7 @@ randomness is derived from the seed and the number of the epoch.
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from trainer.config import Strict, TrainConfig
 from trainer.errors import InputError
 from trainer.files import written_whole
 from trainer.records import EpochRecord, Metrics, Resolution
+
+logger = logging.getLogger(__name__)
 
 LAST = "last_model.pth"
 BEST = "best_model.pth"
@@ -105,14 +108,19 @@ def load(folder: Path, origin: Origin) -> Checkpoint | None:
     Return the last checkpoint in *folder*, its tensors on the processor; None where there is nothing to continue from.
 
     Without the best model of an earlier epoch the files of the fold could not be completed: then there is nothing either.
+    Nor where the file is broken: all epochs can be trained again, and to refuse would stop the trial for ever.
 
     Raises:
-        InputError: it cannot be read, or its origin is another one than *origin*.
+        InputError: its origin is another one than *origin*.
     """
     path = folder / LAST
     if not path.is_file():
         return None
-    checkpoint = read_checkpoint(path)
+    try:
+        checkpoint = read_checkpoint(path)
+    except InputError as error:
+        logger.warning("%s: the fold begins anew", error, extra={"action": "checkpoint_broken", "fold": origin.fold})
+        return None
     _check_origin(path, checkpoint.origin, origin)
     if checkpoint.best_epoch == checkpoint.epoch:
         _last_is_best(folder)

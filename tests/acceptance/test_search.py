@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import shlex
@@ -250,7 +251,8 @@ def test_records_hold_what_a_paper_needs(laboratory: Laboratory) -> None:
     assert {artifact["name"] for artifact in record["artifacts"]} == TRIAL_FILES - {"optuna_trial.json"}
     trial = laboratory.outputs / "small" / "trial_0000"
     for artifact in record["artifacts"]:
-        assert (trial / artifact["name"]).stat().st_size == artifact["bytes"]
+        content = (trial / artifact["name"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (artifact["bytes"], artifact["sha256"])
     summary = json.loads((trial / "summary.json").read_text())
     assert {
         "seed",
@@ -278,6 +280,22 @@ def test_records_hold_what_a_paper_needs(laboratory: Laboratory) -> None:
     study = json.loads((laboratory.outputs / "small" / "study.json").read_text())
     assert (study["data_hash"], study["folds_hash"]) == (record["data_hash"], record["folds_hash"])
     assert all(math.isfinite(score) for score in record["fold_scores"])
+
+    # A worker that died between telling the database and placing its files: an idle one makes up for it.
+    attempt = trial / f".attempt-{record['attempts'][0]['token']}"
+    attempt.mkdir()
+    for name in ("optuna_trial.json", "summary.json", "run.log"):
+        (trial / name).rename(attempt / name)
+    (trial / "fold_2").rename(attempt / "fold_2")
+    laboratory.ok("worker", "small", *laboratory.data)
+    assert files_below(trial) == TRIAL_FILES
+    assert laboratory.record(0) == record
+    # And where not even the record was written, it is made from the database.
+    (trial / "optuna_trial.json").unlink()
+    laboratory.ok("worker", "small", *laboratory.data)
+    again = laboratory.record(0)
+    differing = {name for name in record if record[name] != again[name]}
+    assert differing <= {"finished_at", "attempts"}, "the moment when the database heard of the end"
 
 
 def wait_until(condition: object, timeout_s: float = 120) -> None:

@@ -181,6 +181,39 @@ def test_trial_begun_on_one_kind_of_device_is_not_continued_on_another(make_stud
     assert claimed(gpu).number == 0
 
 
+def test_lost_attempt_ended_when_it_was_last_heard_of(make_study: MakeStudy) -> None:
+    """Not when somebody looked: a worker that died on Friday did not hold its GPU until Monday."""
+    claims = make_study(1)
+    lost = claimed(claims)
+    with claims.engine.begin() as connection:
+        connection.execute(
+            sa.text("update mammography.attempt set started_at = started_at - interval '2 hours'"),
+        )
+    make_stale(claims, lost)
+    claimed(impatient(claims))
+    attempt = ledger.attempts(claims.engine, lost.trial_id)[0]
+    assert attempt.end is not None
+    assert (attempt.end - attempt.start).total_seconds() == pytest.approx(3600, abs=60)
+
+
+def test_study_is_registered_once(make_study: MakeStudy) -> None:
+    """Of two processes that create the same study at once, the second learns it and changes nothing."""
+    claims = make_study(3)
+    with claims.engine.begin() as connection:
+        assert not ledger.register(
+            connection,
+            study_id=claims.study_id,
+            resolved={},
+            data_hash="other",
+            folds_hash="f",
+            folds_csv="",
+            budget_trials=99,
+        )
+    found = ledger.registration(claims.engine, "s")
+    assert found is not None
+    assert (found.data_hash, found.budget_trials) == ("d", 3)
+
+
 def test_resolution_is_settled_by_the_first_attempt(make_study: MakeStudy) -> None:
     """A later attempt on a machine with other threads gets the threads of the first."""
     claims = make_study(5)

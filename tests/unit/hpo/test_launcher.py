@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from hpo.launcher import Slot, plan
+from hpo.launcher import Slot, plan, visible_gpus
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,23 @@ from hpo.launcher import Slot, plan
 def test_plan(workers: int | None, per_gpu: int, gpus: list[str], cores: int, slots: list[Slot]) -> None:
     """Workers are spread over the GPUs in turn; threads are shared evenly, at least one each."""
     assert plan(workers, per_gpu, gpus, cores) == slots
+
+
+@pytest.mark.parametrize(
+    ("allowed", "gpus"), [(None, ["0", "1", "2"]), (["2"], ["2"]), ([], []), (["GPU-7a"], ["GPU-7a"])]
+)
+def test_only_allowed_gpus_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: list[str] | None, gpus: list[str]
+) -> None:
+    """On a shared machine the driver lists every GPU, also those that a scheduler gave to somebody else."""
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert visible_gpus(allowed) == gpus
+
+
+def test_machine_without_a_driver_has_no_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment allows."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_gpus(["0"]) == []

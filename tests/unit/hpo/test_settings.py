@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.settings import DATABASE_URL, OUTPUTS, Settings, child_environment
+from hpo.settings import DATABASE_URL, OUTPUTS, Settings, allowed_gpus, child_environment
 
 
 def test_flag_wins_over_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +36,18 @@ def test_worker_gets_its_device_and_its_share_of_the_cores(monkeypatch: pytest.M
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert environment[DATABASE_URL] == "postgresql://flag/x"
     assert environment[OUTPUTS] == "/flag"
+
+
+@pytest.mark.parametrize(
+    ("said", "allowed"),
+    [(None, None), ("", []), ("-1", []), ("NoDevFiles", []), ("2, 0", ["2", "0"]), ("GPU-7a,1", ["GPU-7a", "1"]),
+     ("1,-1,0", ["1"])],
+)  # fmt: skip
+def test_gpus_that_a_scheduler_allows(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, allowed: list[str] | None
+) -> None:
+    """A launcher keeps to the GPUs that it was given, read as CUDA reads them."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if said is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    assert allowed_gpus() == allowed

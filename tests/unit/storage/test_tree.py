@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import FolderVanishedError, StudyNameError
+from storage.errors import FolderVanishedError, StudyFolderError, StudyNameError
 from storage.tree import OutputTree, TrialFolder
 
 
@@ -36,6 +36,17 @@ def test_places(tmp_path: Path, trial: TrialFolder) -> None:
     assert trial.fold(2) == trial.path / "fold_2"
 
 
+def test_folder_of_a_new_study_must_be_empty(tmp_path: Path) -> None:
+    """What another study left there would be taken for this one's published folds."""
+    folder = OutputTree(tmp_path).study("density")
+    folder.check_new()
+    folder.path.mkdir()
+    folder.check_new()
+    folder.trial(0).fold(0).mkdir(parents=True)
+    with pytest.raises(StudyFolderError, match="holds another study's files"):
+        folder.check_new()
+
+
 def test_published_fold_is_in_its_place(trial: TrialFolder) -> None:
     """A fold is trained below the attempt and found at its place once it is published."""
     attempt = trial.begin_attempt("a", [], {})
@@ -44,6 +55,16 @@ def test_published_fold_is_in_its_place(trial: TrialFolder) -> None:
     attempt.publish(0)
     assert attempt.published(0) == trial.fold(0)
     assert (trial.fold(0) / "x").read_text() == "x"
+
+
+def test_what_only_lies_there_is_not_published(trial: TrialFolder) -> None:
+    """A fold that the database does not know is not taken for the trial's, whatever stands in its place."""
+    write(trial.fold(0) / "x", "of another study")
+    attempt = trial.begin_attempt("a", [], {})
+    assert attempt.published(0) is None
+    write(attempt.fold(0) / "x", "ours")
+    with pytest.raises(OSError, match="not empty"):
+        attempt.publish(0)
 
 
 def test_publisher_that_died_before_the_rename_is_finished_by_the_successor(trial: TrialFolder) -> None:

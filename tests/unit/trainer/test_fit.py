@@ -128,12 +128,14 @@ def test_a_checkpoint_of_another_run_is_not_continued(
         run(config(**{"epochs": 1, **fields}), **other)
 
 
-def test_a_broken_checkpoint_is_named(config: Make, run: Callable[..., FoldResult], tmp_path: Path) -> None:
-    """One line with the path."""
-    (tmp_path / "fold").mkdir()
+def test_a_broken_checkpoint_is_said_and_not_continued(
+    config: Make, run: Callable[..., FoldResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fold begins anew, with the numbers that it would have had."""
+    undisturbed = run(config())
     (tmp_path / "fold" / "last_model.pth").write_bytes(b"nothing of ours")
-    with pytest.raises(InputError, match=r"last_model\.pth"):
-        run(config())
+    assert run(config()) == undisturbed
+    assert "last_model.pth: is no checkpoint of this program" in caplog.text
 
 
 def test_the_files_say_the_same_as_the_result(

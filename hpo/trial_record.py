@@ -1,0 +1,159 @@
+"""
+`optuna_trial.json` of a finished trial, from the database and its folder.
+
+The worker that finishes a trial writes it before it tells the database, into the attempt's folder, from where it takes its
+place with the trial's other files. Where no worker came that far, whoever is idle writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from optuna.distributions import distribution_to_json
+from optuna.trial import FrozenTrial
+
+from hpo.objective import Station, Trial
+from storage import ledger
+from storage.claims import Ending
+from storage.ledger import PublishedFold
+from storage.record import Attempt, File, TrialRecord, TrialStateName, describe_file
+from trainer.files import write_text
+from trainer.provenance import commit, versions
+from trainer.seeds import Seeds
+
+_NAME = "optuna_trial.json"
+
+
+def write_ending(trial: Trial, ending: Ending, *, value: float | None, reason: str | None) -> None:
+    """Write the record of a trial that is about to be finished into the folder of its attempt."""
+    station, claim = trial.station, trial.claim
+    now = datetime.now(UTC)
+    engine = station.study.storage.engine
+    attempts = [
+        attempt.model_copy(update={"end": now, "ending": str(ending)}) if attempt.token == claim.token else attempt
+        for attempt in station.claims.patience.call(ledger.attempts, engine, claim.trial_id)
+    ]
+    published = station.claims.patience.call(ledger.published_folds, engine, claim.trial_id)
+    record = _record(
+        station,
+        claim.number,
+        state=ending.value,
+        value=value,
+        reason=reason,
+        params=trial.params,
+        resolution=trial.resolution.model_dump(mode="json"),
+        attempts=attempts,
+        published=published,
+        finished_at=now,
+        files=_files_of_trial(trial.folder.path),
+    )
+    _write(trial.folder.path / _NAME, record)
+
+
+def complete_folder(station: Station, trial: FrozenTrial) -> None:
+    """
+    Complete the folder of a finished trial: its last attempt's files in their place, and its record.
+
+    Nothing is done where nothing is missing.
+    """
+    study = station.study
+    folder = study.folder.trial(trial.number)
+    if folder.record.exists() and not folder.unpromoted():
+        return
+    engine, trial_id = study.storage.engine, trial._trial_id  # noqa: SLF001 - Optuna has no public name for it
+    attempts = ledger.attempts(engine, trial_id)
+    published = ledger.published_folds(engine, trial_id)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.settle_folds({fold: publication.token for fold, publication in published.items()})
+    if attempts:
+        folder.promote(attempts[-1].token)
+    if folder.record.exists():
+        return
+    record = _record(
+        station,
+        trial.number,
+        state=trial.state.name.lower(),
+        value=trial.value,
+        reason=trial.user_attrs.get("reason"),
+        params=trial.params,
+        resolution=ledger.resolution(engine, trial_id),
+        attempts=attempts,
+        published=published,
+        finished_at=None if trial.datetime_complete is None else trial.datetime_complete.astimezone(UTC),
+        files=_files_of_trial(folder.path),
+    )
+    _write(folder.record, record)
+
+
+def _record(
+    station: Station,
+    number: int,
+    *,
+    state: str,
+    value: float | None,
+    reason: str | None,
+    params: Mapping[str, Any],
+    resolution: dict[str, Any] | None,
+    attempts: list[Attempt],
+    published: Mapping[int, PublishedFold],
+    finished_at: datetime | None,
+    files: list[File],
+) -> TrialRecord:
+    study = station.study
+    config = study.space.configure(params)
+    dataset, _ = station.data(config)
+    n_folds = study.file.cv.folds
+    seeds = Seeds(study.file.seed, number)
+    settled = resolution or {}
+    return TrialRecord(
+        study=study.name,
+        number=number,
+        root_number=number,
+        attempts=attempts,
+        state=cast("TrialStateName", state),
+        reason=reason,
+        value=value,
+        params=dict(params),
+        distributions={
+            name: distribution_to_json(distribution) for name, distribution in study.space.distributions(params).items()
+        },
+        fold_scores=[published[fold].score if fold in published else None for fold in range(n_folds)],
+        n_folds_done=len(published),
+        pruned_at=max(published, default=None) if state == Ending.PRUNED else None,
+        config=config.model_dump(mode="json"),
+        seeds={"study": seeds.study, "trial": seeds.trial, "folds": [seeds.fold(fold) for fold in range(n_folds)]},
+        threads=settled.get("threads"),
+        resolution=resolution,
+        versions=versions(),
+        git_commit=commit().git_commit,
+        data_hash=dataset.data_hash,
+        folds_hash=study.registration.folds_hash,
+        device=settled.get("device_kind"),
+        gpu_seconds=_gpu_seconds(attempts),
+        started_at=attempts[0].start if attempts else None,
+        finished_at=finished_at,
+        artifacts=[*(file for publication in published.values() for file in publication.files), *files],
+    )
+
+
+def _files_of_trial(folder: Path) -> list[File]:
+    """Return the files that concern the whole trial, but for the record itself."""
+    return [
+        describe_file(path, path.name) for path in sorted(folder.iterdir()) if path.is_file() and path.name != _NAME
+    ]
+
+
+def _gpu_seconds(attempts: list[Attempt]) -> float:
+    """Return the seconds that attempts held a GPU; those that were lost count up to their last heartbeat."""
+    return sum(
+        (attempt.end - attempt.start).total_seconds()
+        for attempt in attempts
+        if attempt.end is not None and attempt.device != "cpu"
+    )
+
+
+def _write(path: Path, record: TrialRecord) -> None:
+    write_text(path, record.model_dump_json(indent=2) + "\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -28,6 +29,8 @@ from trainer.data.labels import Labels, read_labels
 from trainer.data.preprocess import PREPROCESSING_VERSION
 from trainer.data.records import Dataset, ImageRecord, Rejection
 from trainer.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Told of files done and all files: those of the building process only, when they are decoded."""
@@ -122,6 +125,7 @@ def _ensure_built(
             return
         building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
         building.mkdir()
+        logger.info("decoding %d images into %s", len(usable), folder, extra={"action": "decoding"})
         try:
             _build(building, about, root, usable, rejections, progress)
             building.rename(folder)

@@ -23,6 +23,7 @@ from trainer.data.cache import open_dataset
 from trainer.data.folds import Folds, from_csv
 from trainer.data.records import Dataset
 from trainer.data.report import write_report
+from trainer.errors import OtherDataError
 from trainer.files import write_text
 from trainer.provenance import commit, versions
 
@@ -68,10 +69,18 @@ class DataPlace:
             raise NoDataPlaceError(f"study {file.study!r} does not say where its data are: give {missing}")
         return cls(chosen_csv, chosen_root, tree.cache, file.data.max_rejected)
 
-    def open(self, preprocessing: PreprocessingConfig, progress: Progress | None = None) -> Dataset:
-        """Return the decoded data set, decoding it if nobody did yet."""
+    def open(
+        self, preprocessing: PreprocessingConfig, progress: Progress | None = None, expected_hash: str | None = None
+    ) -> Dataset:
+        """Return the decoded data set, decoding it if nobody did yet. Raises OtherDataError before that."""
         return open_dataset(
-            self.csv, self.dicom_root, preprocessing, self.cache, max_rejected=self.max_rejected, progress=progress
+            self.csv,
+            self.dicom_root,
+            preprocessing,
+            self.cache,
+            max_rejected=self.max_rejected,
+            expected_hash=expected_hash,
+            progress=progress,
         )
 
 
@@ -115,9 +124,10 @@ def open_data(study: Study, place: DataPlace, progress: Progress | None = None) 
     Raises:
         NotTheStudysDataError: The data here are others.
     """
-    dataset = place.open(study.file.train.preprocessing(), progress)
-    if dataset.data_hash != study.registration.data_hash:
-        raise NotTheStudysDataError(study.name, study.registration.data_hash, dataset.data_hash)
+    try:
+        dataset = place.open(study.file.train.preprocessing(), progress, study.registration.data_hash)
+    except OtherDataError as error:
+        raise NotTheStudysDataError(study.name, error.expected, error.found) from error
     return dataset, from_csv(study.registration.folds_csv, dataset)
 
 

@@ -19,6 +19,15 @@ class DataError(TrainerError):
     """The data set cannot be used as it is: too few patients, a class without images, other data than the study's."""
 
 
+class OtherDataError(DataError):
+    """The data are not those that were expected, by their hash."""
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(f"other data: their hash is {found[:12]}, expected {expected[:12]}")
+        self.expected = expected
+        self.found = found
+
+
 class WeightsUnavailableError(InputError):
     """The weights that were asked for cannot be had here; the message says how to get them."""
 

@@ -28,7 +28,7 @@ from trainer.data.decoder_pool import DecoderPool
 from trainer.data.labels import Labels, read_labels
 from trainer.data.preprocess import PREPROCESSING_VERSION
 from trainer.data.records import Dataset, ImageRecord, Rejection
-from trainer.errors import DataError
+from trainer.errors import DataError, OtherDataError
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def open_dataset(
     cache_dir: Path,
     *,
     max_rejected: float = 0.05,
+    expected_hash: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """
@@ -57,9 +58,11 @@ def open_dataset(
         preprocessing: From stored pixels to the decoded image.
         cache_dir: Where decoded data sets are kept.
         max_rejected: Largest share, 0..1, of the files with a label that may be broken.
+        expected_hash: Of the data that these must be; None accepts any.
         progress: Called while this process decodes.
 
     Raises:
+        OtherDataError: they are not the expected ones; nothing is decoded.
         InputError: the label file or the root is not what it must be.
         DataError: too many files are broken, a class has no image left, or the cache cannot be written.
     """
@@ -79,6 +82,8 @@ def open_dataset(
         preprocessing=preprocessing,
         versions=pixel_versions(),
     )
+    if expected_hash is not None and expected_hash != about.data_hash:
+        raise OtherDataError(expected_hash, about.data_hash)
     folder = cache_dir / about.data_hash[:32]
     try:
         _ensure_built(folder, about, dicom_root, usable, rejections, progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -379,31 +380,39 @@ def demo(everywhere: Everywhere, /, trials: int, workers: int, patients: int) ->
     from hpo.launcher import launch as run_workers
     from hpo.signals import stop_on_signal
     from hpo.tables import ranking_table
+    from storage.private_server import PrivateServer
 
     stop = stop_on_signal()
-    outputs = everywhere.settings().outputs
+    settings = everywhere.settings()
+    server = PrivateServer(settings.outputs)
+    ours = settings.database is None and not server.running()
     tree, storage = everywhere.open("demo")
-    archive, shown = demonstration.prepare(tree, storage, _stderr(), trials=trials, patients=patients)
-    code = run_workers(
-        shown,
-        tree,
-        everywhere.settings(),
-        _stderr(),
-        stop=stop,
-        workers=workers,
-        per_gpu=1,
-        csv=None,
-        dicom_root=None,
-        log_options=everywhere.log_options,
-    )
-    if code != DONE or stop.is_set():
-        return code
-    best = studies.best_trial(shown)
-    _stdout().print(ranking_table(shown.trials, f"{shown.name}: balanced accuracy adjusted for chance"))
+    try:
+        archive, shown = demonstration.prepare(tree, storage, _stderr(), trials=trials, patients=patients)
+        code = run_workers(
+            shown,
+            tree,
+            settings,
+            _stderr(),
+            stop=stop,
+            workers=workers,
+            per_gpu=1,
+            csv=None,
+            dicom_root=None,
+            log_options=everywhere.log_options,
+        )
+        if code != DONE or stop.is_set():
+            return code
+        best = studies.best_trial(shown)
+        _stdout().print(ranking_table(shown.trials, f"{shown.name}: balanced accuracy adjusted for chance"))
+    finally:
+        if ours:  # the dashboard starts it again; nothing is left running that was not
+            storage.engine.dispose()
+            server.stop()
     click.echo(f"best trial:       {shown.folder.trial(best.number).path}")
     click.echo(f"synthetic images: {archive}")
-    click.echo(f"browse the study: mammography dashboard --outputs {outputs}")
-    click.echo(f"end its database: mammography db stop --outputs {outputs}")
+    program = "mammography" if shutil.which("mammography") else sys.argv[0]
+    click.echo(f"browse the study: {program} dashboard --outputs {settings.outputs}")
     return DONE
 
 

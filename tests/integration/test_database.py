@@ -45,7 +45,8 @@ def test_cut_connections_are_replaced(database_url: URL) -> None:
         pid = connection.exec_driver_sql("select pg_backend_pid()").scalar()
     with admin.connect() as connection:
         connection.execute(sa.select(sa.func.pg_terminate_backend(pid, 5000)))
-    check(engine)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("select pg_backend_pid()").scalar() != pid
     engine.dispose()
     admin.dispose()
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.by_hand import HandFolder
 from trainer.config import TrainConfig
 from trainer.data.folds import Split
 from trainer.data.records import Dataset, ImageRecord
@@ -89,28 +90,10 @@ def listener() -> RememberingListener:
     return RememberingListener()
 
 
-@dataclass
-class PlainFolder:
-    """A folder whose folds are published where they were trained, once their last file is there."""
-
-    path: Path
-
-    def fold(self, fold: int) -> Path:
-        """Return the fold's folder."""
-        folder = self.path / f"fold_{fold}"
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    def published(self, fold: int) -> Path | None:
-        """Return the fold's folder if it is complete."""
-        folder = self.path / f"fold_{fold}"
-        return folder if (folder / "metrics" / "val_metrics.json").is_file() else None
-
-
 @pytest.fixture
-def run_folder(tmp_path: Path) -> PlainFolder:
+def run_folder(tmp_path: Path) -> HandFolder:
     """An empty folder of a run."""
-    return PlainFolder(tmp_path)
+    return HandFolder(tmp_path)
 
 
 @dataclass

@@ -22,7 +22,9 @@ Make = Callable[..., TrainConfig]
 def test_bundled_weights_fit_timms_network_strictly() -> None:
     """No name is missing, none is left over, head included."""
     model = timm.create_model("tf_efficientnet_lite0")
-    model.load_state_dict(dict(bundled_weights("tf_efficientnet_lite0")), strict=True)
+    weights = bundled_weights("tf_efficientnet_lite0")
+    assert weights.keys() == model.state_dict().keys()
+    model.load_state_dict(dict(weights), strict=True)
 
 
 def test_weights_are_read_once() -> None:

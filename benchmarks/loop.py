@@ -16,17 +16,21 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
-from trainer.batches import Images
+from trainer.batches import images_on
 from trainer.config import TrainConfig
+from trainer.data.records import Dataset, ImageRecord
 from trainer.loop import Learner, train_epoch
+from trainer.losses import build_loss
 from trainer.model import build_network
 from trainer.optim import build_optimizer
 from trainer.precision import build_precision
+from trainer.records import Resolution
 from trainer.resolve import enforce, resolve, resolve_device
 
-N_CLASSES = 4
+CLASSES = ("A", "B", "C", "D")
 SEED = 0
 
 
@@ -37,9 +41,10 @@ def main() -> None:
     config = TrainConfig(
         arch=asked.arch, weights="none", img_size=asked.img_size, batch_size=asked.batch_size, train_augment=True
     )
-    resolution = resolve(config, device, asked.threads)
+    images = synthetic_images(config)
+    resolution = resolve(config, images, device, threads=asked.threads)
     enforce(resolution, deterministic=config.deterministic)
-    real, bare = build_learner(config, device), build_learner(config, device)
+    real, bare = (build_learner(config, images, device, resolution) for _ in range(2))
     run_real, run_bare = real_round(real, config, asked.steps), bare_round(bare, config, asked.steps)
     for warm_up in (run_real, run_bare):
         warm_up()
@@ -70,33 +75,43 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_learner(config: TrainConfig, device: torch.device) -> Learner:
-    """Return all that a step needs, over a synthetic data set of 64 images or two batches."""
-    network = build_network(config, N_CLASSES, SEED).to(device)
-    precision = build_precision(resolve(config, device, None).precision, device, config.grad_clip)
-    fused = True if precision.scaler.is_enabled() else None
+def synthetic_images(config: TrainConfig) -> Dataset:
+    """Return 64 images of noise, or two batches of them."""
     n_images = max(64, 2 * config.batch_size)
-    generator = torch.Generator().manual_seed(SEED)
-    shape = (n_images, config.img_size, config.img_size)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, N_CLASSES, (n_images,), generator=generator)
-    images = Images(pixels.to(device), labels.to(device))
-    optimizer = build_optimizer(config, network, fused=fused)
-    return Learner(network, optimizer, nn.CrossEntropyLoss(), precision, images)
+    generator = np.random.default_rng(SEED)
+    pixels = generator.integers(0, 256, (n_images, config.img_size, config.img_size), dtype=np.uint8)
+    records = tuple(
+        ImageRecord(f"{i}.dcm", "", f"{i}", f"{i}", int(label), None, None)
+        for i, label in enumerate(generator.integers(0, len(CLASSES), n_images))
+    )
+    return Dataset(pixels, records, CLASSES, (), "noise")
+
+
+def build_learner(config: TrainConfig, dataset: Dataset, device: torch.device, resolution: Resolution) -> Learner:
+    """Return all that a step needs."""
+    network = build_network(config, len(CLASSES), SEED).to(device)
+    return Learner(
+        network=network,
+        optimizer=build_optimizer(config, network, fused=resolution.fused),
+        loss=build_loss(config, len(CLASSES), None).to(device),
+        precision=build_precision(resolution.precision, device, config.grad_clip),
+        source=images_on(dataset, device),
+        micro_batch=resolution.micro_batch,
+    )
 
 
 def real_round(learner: Learner, config: TrainConfig, steps: int) -> Callable[[], object]:
     """Return what runs *steps* steps of the real loop."""
-    order = np.resize(np.arange(len(learner.images.labels)), steps * config.batch_size)
+    order = np.resize(np.arange(max(64, 2 * config.batch_size)), steps * config.batch_size)
     return lambda: train_epoch(learner, order, config, (SEED, 0), threading.Event())
 
 
 def bare_round(learner: Learner, config: TrainConfig, steps: int) -> Callable[[], object]:
     """Return what runs *steps* bare steps on one normalised (B, 3, H, W) tensor."""
-    device = learner.images.labels.device
+    device = next(learner.network.parameters()).device
     shape = (config.batch_size, 3, config.img_size, config.img_size)
     images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(config.batch_size, device=device) % N_CLASSES
+    labels = torch.arange(config.batch_size, device=device) % len(CLASSES)
 
     def run() -> None:
         learner.network.train()
@@ -110,7 +125,7 @@ def bare_step(learner: Learner, images: Tensor, labels: Tensor) -> None:
     """Update the network once: no data, no augmentation, no clipping, no metrics."""
     with learner.precision.autocast():
         logits = learner.network.model(images)
-    loss = learner.loss(logits.float(), labels)
+    loss = functional.cross_entropy(logits.float(), labels)
     learner.optimizer.zero_grad(set_to_none=True)
     learner.precision.scaler.scale(loss).backward()
     learner.precision.scaler.step(learner.optimizer)

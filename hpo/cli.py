@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hpo.settings import Settings
-from trainer.cli import config_options, run_config
-from trainer.config import RunConfig
+from trainer.cli import checked, config_options, run_config
+from trainer.config import EmbedConfig, RunConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +34,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 _LEVELS = click.Choice(["debug", "info", "warning", "error"])
 _PATH = click.Path(path_type=Path)
+_TAKE_A_LONE_DASH = frozenset({"train-density", "embed"})
+"""Commands that are also written with ``--`` before their flags."""
 
 
 @dataclass(frozen=True)
@@ -125,21 +127,47 @@ def mammography() -> None:
 
 @mammography.command("train-density", context_settings={"ignore_unknown_options": False})
 @config_options(RunConfig)
+@click.option(
+    "--resume",
+    type=_PATH,
+    help="Folder of a run, to be continued to the bit; no other flag is needed then.",
+    metavar="DIR",
+)
 @everywhere
 @click.pass_obj
-def train_density(everywhere: Everywhere, /, **given: Any) -> int:
+def train_density(everywhere: Everywhere, /, resume: Path | None, **given: Any) -> int:
     """Train one configuration; with --cv-folds K, K-fold cross-validation."""
     from hpo.signals import stop_on_signal
     from hpo.tables import decoding_progress
-    from trainer import by_hand
+    from trainer import by_hand, run_record
 
-    config = run_config(given)
+    config = run_config(given) if resume is None else run_record.resumed_config(resume, given)
     stop = stop_on_signal()
+    outputs = everywhere.settings().outputs
     with decoding_progress(_stderr()) as progress:
-        folder, summary = by_hand.train_density(config, everywhere.settings().outputs, stop=stop, progress=progress)
+        folder, summary = by_hand.train_density(config, outputs, resume=resume, stop=stop, progress=progress)
     value = "does not exist" if summary.value is None else f"{summary.value:.4f}"
     click.echo(f"balanced accuracy adjusted for chance: {value}")
     click.echo(str(folder))
+    return DONE
+
+
+@mammography.command("embed")
+@config_options(EmbedConfig)
+@everywhere
+@click.pass_obj
+def embed(everywhere: Everywhere, /, **given: Any) -> int:
+    """Write a backbone's pooled features of all images, for --embeddings-dir."""
+    from hpo.signals import stop_on_signal
+    from hpo.tables import decoding_progress
+    from trainer import pooled_features
+
+    config = checked(EmbedConfig, given)
+    stop = stop_on_signal()
+    with decoding_progress(_stderr()) as progress:
+        record, computed = pooled_features.embed(config, everywhere.settings().outputs, stop=stop, progress=progress)
+    click.echo(f"features: ({record.n_images}, {record.n_features}) float32{'' if computed else ', there already'}")
+    click.echo(str(config.outdir))
     return DONE
 
 
@@ -508,9 +536,8 @@ def db_url(everywhere: Everywhere, /, *, show_password: bool) -> int:
 def run(arguments: list[str]) -> int:
     """Return the exit code of a command line; every failure on purpose is one line on standard error."""
     try:
-        arguments = (
-            [argument for argument in arguments if argument != "--"] if "train-density" in arguments else arguments
-        )
+        if _TAKE_A_LONE_DASH & set(arguments):
+            arguments = [argument for argument in arguments if argument != "--"]
         with mammography.make_context("mammography", arguments) as context:
             return mammography.invoke(context) or DONE
     except click.exceptions.Exit as end:

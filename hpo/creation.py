@@ -17,6 +17,7 @@ from trainer.balance import resolve_balance
 from trainer.data.folds import Folds, make_folds, to_csv
 from trainer.data.records import Dataset
 from trainer.data.report import summary
+from trainer.embeddings import attach, features_hash
 from trainer.errors import InputError
 from trainer.model import check_arch
 from trainer.weights import load_weights
@@ -43,6 +44,7 @@ def create(
     dataset = place.open(file.train.preprocessing(), progress)
     folds = make_folds(dataset, file.cv.folds, file.seed)
     check_balance(file, dataset, folds)
+    file = settle_embeddings(file, dataset)
     # Only now: data that cannot be used are said in one line, the error's.
     logger.info("%s", summary(dataset), extra={"action": "data_opened", "study": file.study})
     # A kill between these two leaves Optuna's row alone; the next `create` takes it over.
@@ -82,6 +84,18 @@ def check_networks(file: StudyFile) -> None:
                 load_weights(weights, arch)
         except InputError as error:
             raise StudyFileError(f"study {file.study!r}: {error}") from error
+
+
+def settle_embeddings(file: StudyFile, dataset: Dataset) -> StudyFile:
+    """
+    Return *file* with the hash of the vectors in each `embeddings_dir` that it may ask for: a worker refuses others.
+
+    Raises:
+        InputError: A folder has no vector for an image, or is not what it must be.
+    """
+    folders = {config.embeddings_dir for config in file.space().corners()} - {None}
+    hashes = {str(folder): features_hash(attach(dataset, folder)) for folder in folders if folder is not None}
+    return file.model_copy(update={"data": file.data.model_copy(update={"embeddings": hashes})})
 
 
 def check_balance(file: StudyFile, dataset: Dataset, folds: Folds) -> None:

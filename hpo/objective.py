@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import shlex
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,20 +13,22 @@ from typing import Any
 import torch
 
 from hpo import sampling
-from hpo.study import DataPlace, Study
+from hpo.study import DataPlace, Study, with_embeddings
 from storage import ledger
 from storage.claims import Claim, Claims
 from storage.record import describe_files
 from storage.tree import AttemptFolder
+from trainer.batches import batch_bounds
 from trainer.cli import to_flags
 from trainer.config import PreprocessingConfig, RunConfig, TrainConfig
 from trainer.cross_validation import CrossValidation, cross_validate
 from trainer.data.folds import Folds, from_csv
 from trainer.data.records import Dataset
 from trainer.files import write_text
+from trainer.loading import settle_loading
 from trainer.protocols import Listener, RunFolder, StopSignal
 from trainer.records import EpochRecord, FoldResult, Resolution
-from trainer.resolve import resolve
+from trainer.resolve import Compute, resolve
 from trainer.seeds import Seeds
 from trainer.summary import summarise
 
@@ -48,17 +48,23 @@ class Station:
     device: torch.device
     threads: int | None
     """Processor threads of a step, for trials that this worker begins; None for all cores."""
-    _opened: dict[PreprocessingConfig, Dataset] = field(default_factory=dict)
-    """The data in other preprocessings, which are opened once: to open is to read every file."""
+    _opened: dict[tuple[PreprocessingConfig, Path | None], Dataset] = field(default_factory=dict)
+    """The data in other forms, which are opened once: to open is to read every file."""
 
     def data(self, config: TrainConfig) -> tuple[Dataset, Folds]:
-        """Return the data as *config* wants them preprocessed, with the study's folds."""
-        if config.preprocessing() == self.study.file.train.preprocessing():
+        """
+        Return the data as *config* wants them, preprocessed and with another backbone's vectors, and the study's folds.
+
+        Raises:
+            NotTheStudysDataError: The vectors here are others than the study's.
+        """
+        base, form = self.study.file.train, (config.preprocessing(), config.embeddings_dir)
+        if form == (base.preprocessing(), base.embeddings_dir):
             return self.dataset, self.folds
-        preprocessing = config.preprocessing()
-        if preprocessing not in self._opened:
-            self._opened[preprocessing] = self.place.open(preprocessing)
-        dataset = self._opened[preprocessing]
+        if form not in self._opened:
+            dataset = self.dataset if form[0] == base.preprocessing() else self.place.open(form[0])
+            self._opened[form] = with_embeddings(self.study.file, dataset, config.embeddings_dir)
+        dataset = self._opened[form]
         return dataset, from_csv(self.study.registration.folds_csv, dataset)
 
 
@@ -92,7 +98,7 @@ class Trial:
     claim: Claim
     params: dict[str, Any]
     config: TrainConfig
-    resolution: Resolution
+    compute: Compute
     folder: AttemptFolder
 
     @property
@@ -108,7 +114,8 @@ class Trial:
             dicom_root=self.station.place.dicom_root,
             max_rejected=self.station.place.max_rejected,
             device=self.station.device.type,
-            threads=self.resolution.threads,
+            threads=self.compute.resolution.threads,
+            micro_batch=self.compute.resolution.micro_batch,
             seed=self.seeds.study,
             trial=self.seeds.trial,
             cv_folds=self.station.study.file.cv.folds,
@@ -134,8 +141,15 @@ def begin(station: Station, claim: Claim) -> Trial:
         space=study.space,
     )
     config = study.space.configure(params)
+    dataset, folds = station.data(config)
     settled = station.claims.settle_resolution(
-        claim, resolve(config, station.device, station.threads).model_dump(mode="json")
+        claim, resolve(config, dataset, station.device, threads=station.threads).model_dump(mode="json")
+    )
+    n_batches = len(batch_bounds(folds.largest_training_side, config.batch_size))
+    compute = Compute(
+        device=station.device,
+        resolution=Resolution.model_validate(settled),
+        loading=settle_loading(config, dataset, station.device, n_batches),
     )
     read = station.claims.patience.call
     attempts = read(ledger.attempts, study.storage.engine, claim.trial_id)
@@ -145,7 +159,7 @@ def begin(station: Station, claim: Claim) -> Trial:
         [attempt.token for attempt in attempts if attempt.token != claim.token],
         {fold: publication.token for fold, publication in published.items()},
     )
-    return Trial(station, claim, params, config, Resolution.model_validate(settled), folder)
+    return Trial(station, claim, params, config, compute, folder)
 
 
 def train(trial: Trial, stop: StopSignal) -> CrossValidation:
@@ -158,8 +172,7 @@ def train(trial: Trial, stop: StopSignal) -> CrossValidation:
         dataset,
         folds,
         trial.seeds,
-        device=station.device,
-        resolution=trial.resolution,
+        compute=trial.compute,
         folder=trial.folder,
         listener=Publisher(station.claims, trial.claim, trial.folder),
         stop=stop,
@@ -170,7 +183,7 @@ def train(trial: Trial, stop: StopSignal) -> CrossValidation:
         value=result.value,
         cross_validated=True,
         seed=station.study.file.seed,
-        resolution=trial.resolution,
+        compute=trial.compute,
         data_hash=dataset.data_hash,
         folds_hash=folds.hash,
         rejected=dataset.rejected(),
@@ -180,20 +193,6 @@ def train(trial: Trial, stop: StopSignal) -> CrossValidation:
     )
     write_text(trial.folder.path / "summary.json", summary.model_dump_json(indent=2) + "\n")
     return result
-
-
-@contextmanager
-def log_to(path: Path) -> Iterator[None]:
-    """Write every log line of this process into the file at *path* too, while the block runs."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()
 
 
 @dataclass(frozen=True)

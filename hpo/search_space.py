@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from pydantic import Field, ValidationError, model_validator
 
 from hpo.errors import StudyFileError
-from trainer.config import Strict, TrainConfig, nearest, one_line
+from trainer.config import CHANGES_NO_NUMBER, Strict, TrainConfig, nearest, one_line
 
 Scalar = str | int | float | bool | None
 Suggest = Callable[[str, BaseDistribution], Any]
@@ -183,7 +183,9 @@ class SearchSpace:
 
 
 def _check_name(name: str) -> None:
-    known = list(TrainConfig.model_fields)
+    if name in CHANGES_NO_NUMBER:
+        raise StudyFileError(f"search: {name} changes no number, so there is nothing to search; write it below train")
+    known = [field for field in TrainConfig.model_fields if field not in CHANGES_NO_NUMBER]
     if name not in known:
         raise StudyFileError(f"search: unknown name {name!r}{nearest(name, known)}")
 

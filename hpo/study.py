@@ -23,6 +23,7 @@ from trainer.data.cache import open_dataset
 from trainer.data.folds import Folds, from_csv
 from trainer.data.records import Dataset
 from trainer.data.report import write_report
+from trainer.embeddings import attach, features_hash
 from trainer.errors import OtherDataError
 from trainer.files import write_text
 from trainer.provenance import commit, versions
@@ -123,12 +124,30 @@ def open_data(study: Study, place: DataPlace, progress: Progress | None = None) 
 
     Raises:
         NotTheStudysDataError: The data here are others.
+        InputError: The vectors of another backbone cannot be used.
     """
     try:
         dataset = place.open(study.file.train.preprocessing(), progress, study.registration.data_hash)
     except OtherDataError as error:
         raise NotTheStudysDataError(study.name, error.expected, error.found) from error
+    dataset = with_embeddings(study.file, dataset, study.file.train.embeddings_dir)
     return dataset, from_csv(study.registration.folds_csv, dataset)
+
+
+def with_embeddings(file: StudyFile, dataset: Dataset, folder: Path | None) -> Dataset:
+    """
+    Return *dataset* with the vectors in *folder*, or as it is without one.
+
+    Raises:
+        NotTheStudysDataError: They are not those that the study was created on.
+    """
+    if folder is None:
+        return dataset
+    attached = attach(dataset, folder)
+    expected, found = file.data.embeddings.get(str(folder)), features_hash(attached)
+    if expected is not None and expected != found:
+        raise NotTheStudysDataError(file.study, expected, found)
+    return attached
 
 
 def ranking(study: Study) -> list[FrozenTrial]:

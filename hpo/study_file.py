@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from hpo.errors import StudyFileError
 from hpo.search_space import AnyDimension, SearchSpace
 from trainer.config import Strict, TrainConfig, one_line
+
+_NO_PATHS = {"imagenet", "bundled", "none"}
+"""Sources of weights that are no files."""
 
 
 class DataSection(Strict):
@@ -24,6 +27,8 @@ class DataSection(Strict):
     """Folder of the images, relative to the study file."""
     max_rejected: float = Field(0.05, ge=0, le=1)
     """Largest share of the images that may be broken."""
+    embeddings: dict[str, str] = Field(default_factory=dict)
+    """sha256 of the vectors in each `embeddings_dir` of the study; filled in when it is created."""
 
 
 class CrossValidationSection(Strict):
@@ -71,6 +76,12 @@ class StudyFile(Strict):
     pruning: PruningSection = PruningSection()
     budget: BudgetSection
 
+    @model_validator(mode="after")
+    def _one_decoded_copy(self) -> Self:
+        if self.train.cache_mode != "disk":
+            raise ValueError("train.cache_mode must be disk: all workers of a study share one decoded copy")
+        return self
+
     def space(self) -> SearchSpace:
         """Return the search space. Raises StudyFileError if it does not make sense."""
         return SearchSpace.build(self.train, self.search)
@@ -83,7 +94,7 @@ def read_study_file(path: Path, *, overrides: dict[str, Any]) -> StudyFile:
     Raises:
         StudyFileError: One line that names the file, the key, and what was expected.
     """
-    content = _read_yaml(path)
+    content = _with_absolute_paths(_read_yaml(path), path.absolute().parent)
     for section, values in overrides.items():
         given = content.get(section)
         content[section] = {**given, **values} if isinstance(given, dict) and isinstance(values, dict) else values
@@ -96,7 +107,7 @@ def read_study_file(path: Path, *, overrides: dict[str, Any]) -> StudyFile:
         raise StudyFileError(f"{path}: {where}") from error
     except StudyFileError as error:
         raise StudyFileError(f"{path}: {error}") from error
-    return study.model_copy(update={"data": _absolute(study.data, path.absolute().parent)})
+    return study
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -117,7 +128,32 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _absolute(data: DataSection, folder: Path) -> DataSection:
-    """Return *data* with its paths taken relative to *folder*."""
-    places = {name: folder / place for name in ("csv", "dicom_root") if (place := getattr(data, name)) is not None}
-    return data.model_copy(update=places)
+def _with_absolute_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return *content* with its paths taken relative to *folder*; what is no path yet is left for the check to refuse."""
+    places = {"data": ("csv", "dicom_root"), "train": ("embeddings_dir", "weights")}
+    changed = dict(content)
+    for section, names in places.items():
+        given = content.get(section)
+        if isinstance(given, dict):
+            changed[section] = {
+                key: _absolute(value, folder) if key in names else value for key, value in given.items()
+            }
+    search = content.get("search")
+    if isinstance(search, dict):
+        changed["search"] = {
+            name: _with_absolute_choices(given, folder) if name in places["train"] else given
+            for name, given in search.items()
+        }
+    return changed
+
+
+def _with_absolute_choices(dimension: Any, folder: Path) -> Any:
+    """Return *dimension* with choices that are paths taken relative to *folder*."""
+    if not isinstance(dimension, dict) or not isinstance(dimension.get("choices"), list):
+        return dimension
+    return {**dimension, "choices": [_absolute(choice, folder) for choice in dimension["choices"]]}
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    """Return *value* as a path below *folder* if it is a relative one, else as it is."""
+    return str(folder / value) if isinstance(value, str) and value not in _NO_PATHS else value

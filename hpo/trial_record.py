@@ -44,7 +44,7 @@ def write_ending(trial: Trial, ending: Ending, *, value: float | None, reason: s
         value=value,
         reason=reason,
         params=trial.params,
-        resolution=trial.resolution.model_dump(mode="json"),
+        resolution=trial.compute.resolution.model_dump(mode="json"),
         attempts=attempts,
         published=published,
         finished_at=now,

@@ -25,7 +25,8 @@ from storage.errors import DatabaseUnavailableError, TakenOverError
 from storage.heartbeat import GRACE_S, HEARTBEAT_S, Heartbeat
 from storage.patience import Patience
 from storage.tree import OutputTree
-from trainer.resolve import resolve, resolve_device
+from trainer.resolve import device_kind, resolve_device
+from trainer.run_log import log_to
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +71,12 @@ def set_up_station(
     place = DataPlace.choose(study.file, tree, csv=csv, dicom_root=dicom_root)
     dataset, folds = open_data(study, place)
     write_folder(study, dataset)
-    kind = resolve(study.file.train, resolved_device, threads).device_kind
     claims = Claims(
         engine=study.storage.engine,
         study_id=study.registration.study_id,
         worker=worker_name(os.getpid()),
         device=str(resolved_device),
-        device_kind=kind,
+        device_kind=device_kind(resolved_device),
         grace_s=GRACE_S,
         patience=patience,
     )
@@ -152,7 +152,7 @@ class Worker:
             torch.cuda.empty_cache()
 
     def _train(self, trial: Trial, stop: EitherSignal) -> None:
-        with objective.log_to(trial.folder.path / "run.log"):
+        with log_to(trial.folder.path / "run.log"):
             result = objective.train(trial, stop)
         if result.value is None:
             raise ValueError("the mean over the folds does not exist")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from trainer import pictures
+from trainer.data.records import ImageRecord
 from trainer.files import write_text, written_whole
 from trainer.records import EpochRecord, FoldResult, Metrics
 
 HISTORY = "train_history.json"
 PREDICTIONS = "val_predictions.csv"
+EMBEDDINGS = "embeddings_val.npy"
 
 _HISTORY = TypeAdapter(tuple[EpochRecord, ...])
 _LEADING = ("image", "patient", "label", "prediction")
@@ -73,6 +75,12 @@ def read_history(folder: Path) -> tuple[EpochRecord, ...]:
     return _HISTORY.validate_json((folder / HISTORY).read_bytes())
 
 
+def write_curves(folder: Path, histories: Sequence[tuple[EpochRecord, ...]]) -> None:
+    """Write `training_curves.png`: what the folds, or the one, looked like over their epochs."""
+    with written_whole(folder / "training_curves.png") as temporary:
+        pictures.draw_curves(histories, temporary)
+
+
 def write_fold(folder: Path, result: FoldResult, best: EpochRecord, predictions: Predictions) -> None:
     """Write the predictions and the metrics of a finished fold; `val_metrics.json` last: with it the fold is complete."""
     names = result.metrics.class_names
@@ -86,6 +94,22 @@ def write_fold(folder: Path, result: FoldResult, best: EpochRecord, predictions:
     more = result.metrics.model_dump(include={"auc_classes", "confusion_matrix", "class_names"})
     content = ValMetrics.model_validate({**best.model_dump(), **shared, **more})
     write_text(metrics_folder / "val_metrics.json", content.model_dump_json(indent=2) + "\n")
+
+
+def write_embeddings(
+    folder: Path, embeddings: NDArray[np.float32], records: Sequence[ImageRecord], class_names: tuple[str, ...]
+) -> None:
+    """
+    Write the (V, K) *embeddings* of the images in *records* as `embeddings_val.npy`, and whose they are as a CSV in the same
+    order: image, accession, patient, label.
+    """
+    with written_whole(folder / EMBEDDINGS) as temporary, temporary.open("wb") as stream:
+        np.save(stream, embeddings, allow_pickle=False)
+    index = (folder / EMBEDDINGS).with_suffix(".csv")
+    with written_whole(index) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "accession", "patient", "label"])
+        writer.writerows([each.path, each.accession, each.patient, class_names[each.label]] for each in records)
 
 
 def read_fold(folder: Path) -> FoldResult:

@@ -1,9 +1,14 @@
-"""From indices to batches: the decoded array lies on the device once, a fold is a set of indices, a batch is a gather."""
+"""
+From indices to batches: a fold is a set of indices into the data set.
+
+Where the decoded array fits on the device it lies there once, and a batch is a gather; see `streaming` for where it does not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +18,8 @@ from torch import Tensor
 from trainer.data.records import Dataset
 
 Indices = NDArray[np.int64]
+Bounds = list[tuple[int, int]]
+"""Begin and end of each batch in an order."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,16 @@ class Batch:
     """(B, 1, H, W) uint8, on the device."""
     labels: Tensor
     """(B,) int64, on the device."""
+    features: Tensor | None = None
+    """(B, D) float32, on the device: vectors of a frozen backbone, where the data set has them."""
+
+
+class Source(Protocol):
+    """Where batches come from: an array that lies on the device, or images that are read while the device computes."""
+
+    def batches(self, order: Indices, bounds: Bounds) -> Iterator[Batch]:
+        """Yield the images at ``order[begin:end]`` for each of *bounds*; *order* are indices into the data set."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,10 +50,22 @@ class Images:
     """(N, H, W) uint8."""
     labels: Tensor
     """(N,) int64."""
+    features: Tensor | None = None
+    """(N, D) float32."""
+
+    def batches(self, order: Indices, bounds: Bounds) -> Iterator[Batch]:
+        """Yield the images at ``order[begin:end]`` for each of *bounds*: each batch is a gather on the device."""
+        indices = torch.from_numpy(order).to(self.labels.device)
+        for begin, end in bounds:
+            yield self.batch(indices[begin:end])
 
     def batch(self, indices: Tensor) -> Batch:
         """Return the images at *indices* (B,), a tensor on the device."""
-        return Batch(self.pixels.index_select(0, indices).unsqueeze(1), self.labels.index_select(0, indices))
+        return Batch(
+            self.pixels.index_select(0, indices).unsqueeze(1),
+            self.labels.index_select(0, indices),
+            None if self.features is None else self.features.index_select(0, indices),
+        )
 
 
 _uploaded: dict[tuple[str, torch.device], Images] = {}
@@ -57,9 +86,27 @@ def images_on(dataset: Dataset, device: torch.device) -> Images:
     return _uploaded[key]
 
 
+def is_uploaded(dataset: Dataset, device: torch.device) -> bool:
+    """Return whether this process has *dataset* on *device*, a GPU."""
+    return (dataset.data_hash, device) in _uploaded
+
+
+def uploaded_bytes(device: torch.device) -> int:
+    """Return the bytes of the images that this process has on *device*, a GPU, and gives up when others come."""
+    return sum(images.pixels.nbytes for (_, place), images in _uploaded.items() if place == device)
+
+
+def forget_uploaded() -> None:
+    """Give up what was uploaded: images that are streamed because they do not fit need the room for their training."""
+    _uploaded.clear()
+
+
 def _tensors(dataset: Dataset, device: torch.device) -> Images:
     """Return the array and the labels of *dataset* as tensors on *device*; on the processor they share their memory."""
-    return Images(torch.from_numpy(dataset.images).to(device), torch.from_numpy(dataset.labels).to(device))
+    if not isinstance(dataset.images, np.ndarray):
+        raise TypeError("images that are decoded on demand have no array that could lie on a device: stream them")
+    features = None if dataset.features is None else torch.from_numpy(dataset.features).to(device)
+    return Images(torch.from_numpy(dataset.images).to(device), torch.from_numpy(dataset.labels).to(device), features)
 
 
 def epoch_order(train: Indices, labels: NDArray[np.int64], sampler: Literal["weighted", "none"], seed: int) -> Indices:
@@ -82,7 +129,7 @@ def epoch_order(train: Indices, labels: NDArray[np.int64], sampler: Literal["wei
     return generator.choice(train, size=len(train), replace=True, p=weights / weights.sum())
 
 
-def batch_bounds(n_images: int, batch_size: int) -> list[tuple[int, int]]:
+def batch_bounds(n_images: int, batch_size: int) -> Bounds:
     """
     Return begin and end of each batch of *n_images* in order.
 

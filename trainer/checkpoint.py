@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trainer.batches import Indices
-from trainer.config import Strict, TrainConfig
+from trainer.config import CHANGES_NO_NUMBER, Strict, TrainConfig
 from trainer.errors import InputError
 from trainer.files import written_whole
 from trainer.records import EpochRecord, Metrics, Resolution
@@ -73,9 +73,10 @@ def split_hash(train: Indices, validation: Indices) -> str:
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """
-    Write *checkpoint* as `last_model.pth`, and as `best_model.pth` too if its epoch is the best so far.
+    Write *checkpoint* as `last_model.pth`; as `best_model.pth` too if its epoch is the best so far, and as that of its epoch
+    if each is to be kept.
 
-    In this order: a crash in between leaves a last one that says it is the best, and `load` then makes the best again.
+    In this order: a crash in between leaves a last one that says what else it is, and `load` then makes the others again.
     """
     origin = checkpoint.origin.model_dump(mode="json")
     payload = {
@@ -93,14 +94,22 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     }
     with written_whole(folder / LAST) as temporary:
         torch.save(payload, temporary)
-    if checkpoint.best_epoch == checkpoint.epoch:
-        _last_is_best(folder)
+    _copy_last(checkpoint, folder)
 
 
-def _last_is_best(folder: Path) -> None:
-    """Make `best_model.pth` a copy of `last_model.pth`."""
-    with written_whole(folder / BEST) as temporary:
-        shutil.copyfile(folder / LAST, temporary)
+def _copy_last(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy `last_model.pth`, which is *checkpoint*, to the other names that it has."""
+    names = [BEST] if checkpoint.best_epoch == checkpoint.epoch else []
+    if checkpoint.origin.config.save_every_epoch:
+        names.append(epoch_name(checkpoint.epoch))
+    for name in names:
+        with written_whole(folder / name) as temporary:
+            shutil.copyfile(folder / LAST, temporary)
+
+
+def epoch_name(epoch: int) -> str:
+    """Return the name of the checkpoint of *epoch*, from 0, where each is kept."""
+    return f"checkpoint_epoch_{epoch}.pth"
 
 
 def load(folder: Path, origin: Origin) -> Checkpoint | None:
@@ -122,8 +131,7 @@ def load(folder: Path, origin: Origin) -> Checkpoint | None:
         logger.warning("%s: the fold begins anew", error, extra={"action": "checkpoint_broken", "fold": origin.fold})
         return None
     _check_origin(path, checkpoint.origin, origin)
-    if checkpoint.best_epoch == checkpoint.epoch:
-        _last_is_best(folder)
+    _copy_last(checkpoint, folder)
     return checkpoint if (folder / BEST).is_file() else None
 
 
@@ -163,6 +171,11 @@ def _check_origin(path: Path, found: Origin, asked: Origin) -> None:
 
 
 def _flat(origin: Origin) -> dict[str, Any]:
-    """Return the fields of *origin*, those of the configuration and the resolution among them."""
+    """
+    Return what decides the numbers in *origin*, the fields of the configuration and the resolution among them.
+
+    Where the vectors of another backbone lie does not: the data hash says what they are.
+    """
     parts = (origin, origin.config, origin.resolution)
-    return {name: value for part in parts for name, value in part if name not in {"config", "resolution"}}
+    left_out = {"config", "resolution", "embeddings_dir", *CHANGES_NO_NUMBER}
+    return {name: value for part in parts for name, value in part if name not in left_out}

@@ -1,5 +1,5 @@
 """
-The command line of a run by hand, made from the one config class: every field is a flag, and every run can be written as flags.
+The command line of a run by hand, made from its config class: every field is a flag, and every run can be written as flags.
 
 Nothing here loads torch, so that `--help` is fast.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +20,9 @@ from trainer.config import RunConfig, one_line
 from trainer.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Config = TypeVar("Config", bound=BaseModel)
+
+_CHOSEN_IF_ABSENT = frozenset({"batch_size"})
 
 
 def flag(name: str) -> str:
@@ -50,7 +53,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
         return click.option(f"{flag(name)}/--no-{name.replace('_', '-')}", name, default=None, help=description)
     words = [word for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
     metavar = "|".join(words) if words and kinds == {Literal[tuple(words)]} else _metavar(kinds)
-    return click.option(flag(name), name, default=None, metavar=metavar, required=field.is_required(), help=description)
+    return click.option(flag(name), name, default=None, metavar=metavar, help=description)
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -68,7 +71,17 @@ def _metavar(kinds: set[Any]) -> str:
     return "N" if int in kinds else "TEXT"
 
 
-def run_config(given: dict[str, Any]) -> RunConfig:
+def run_config(given: Mapping[str, Any]) -> RunConfig:
+    """
+    Return the checked configuration of a run of `train-density` from what was *given* on its command line.
+
+    Raises:
+        InputError: One line that names the flag.
+    """
+    return checked(RunConfig, given)
+
+
+def checked(config_class: type[Config], given: Mapping[str, Any]) -> Config:
     """
     Return the checked configuration of what was *given* on a command line; flags that were not given keep their defaults.
 
@@ -77,19 +90,19 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     """
     values = {name: value for name, value in given.items() if value is not None}
     try:
-        return RunConfig.model_validate(values)
+        return config_class.model_validate(values)
     except ValidationError as error:
         where = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else ""
         line = one_line(error)
         raise InputError(line.replace(line.partition(":")[0], flag(where), 1) if where else line) from error
 
 
-def to_flags(config: RunConfig) -> list[str]:
-    """Return the flags that make *config*: those that differ from their defaults."""
+def to_flags(config: BaseModel) -> list[str]:
+    """Return the flags that make *config*: those that differ from their defaults, and what would be chosen if it were left out."""
     flags: list[str] = []
-    for name, field in RunConfig.model_fields.items():
+    for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if value is None or (not field.is_required() and value == field.default):
+        if value is None or (not field.is_required() and value == field.default and name not in _CHOSEN_IF_ABSENT):
             continue
         if isinstance(value, bool):
             flags.append(flag(name) if value else f"--no-{name.replace('_', '-')}")

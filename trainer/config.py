@@ -80,20 +80,30 @@ class PreprocessingConfig(Strict):
     """Mirror images so that the chest wall is always on the left."""
 
 
-class ModelConfig(Strict):
-    """The network."""
+Arch = Annotated[str, Field(pattern=r"^[a-z0-9_.]+$")]
 
-    arch: str = Field("efficientnet_b0", pattern=r"^[a-z0-9_.]+$")
+
+class BackboneConfig(Strict):
+    """Which backbone, and what it starts from."""
+
+    arch: Arch = "efficientnet_b0"
     """A timm model, such as efficientnet_b0, resnet50, tf_efficientnet_lite0."""
     weights: str = "imagenet"
     """imagenet (timm's, from the hub or its local cache), bundled (in the installation, for tf_efficientnet_lite0), none,
     or a .safetensors or .pth file."""
+
+
+class ModelConfig(BackboneConfig):
+    """The network."""
+
     freeze: Literal["none", "backbone", "all-but-last-block"] = "none"
     """Which part of the backbone keeps its weights and its batch-norm statistics."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping a feature before the head."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Probability of skipping a residual branch (stochastic depth), for networks that have it."""
+    embeddings_dir: Path | None = None
+    """Folder that `mammography embed` wrote: its vectors are concatenated with the network's own features before the head."""
 
 
 class OptimisationConfig(Strict):
@@ -113,8 +123,20 @@ class OptimisationConfig(Strict):
     """Weight decay; when absent the optimiser's own: adamw 0.01, adam 0."""
     warmup_epochs: int = Field(0, ge=0)
     """Epochs of linear warm-up, counted in `epochs`; cosine to zero after them."""
+    plateau_scheduler: bool = False
+    """In place of the cosine: keep the rates, and lower them when the validation objective has not risen for a while."""
+    plateau_patience: int = Field(3, ge=0)
+    """Epochs without a better validation objective that the plateau scheduler lets pass; one more lowers the rates."""
+    plateau_factor: float = Field(0.5, gt=0, lt=1)
+    """What the plateau scheduler multiplies the rates with."""
+    fused_optim: bool = False
+    """One kernel for the optimiser's whole step, where the device has it."""
     grad_clip: float = Field(1.0, ge=0)
     """Largest norm of the gradient; 0 is off."""
+    loss: Literal["cross-entropy", "ordinal"] = "cross-entropy"
+    """ordinal gives neighbouring grades a share of the target, since the grades are ordered."""
+    ordinal_spread: float = Field(0.5, gt=0)
+    """Standard deviation, in grades, of the ordinal target around the true grade; 0.5 gives a neighbour 0.14 times its share."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread evenly over all classes."""
     early_stop_patience: int = Field(0, ge=0)
@@ -153,6 +175,14 @@ class AugmentationConfig(Strict):
     """Probability of a horizontal flip."""
     augment_rotation: float = Field(10.0, ge=0, le=180)
     """Largest rotation, in degrees to either side."""
+    augment_shift: float = Field(0.05, ge=0, lt=1)
+    """Largest shift, as a share of the image's side, in each direction."""
+    augment_scale: float = Field(0.1, ge=0, lt=1)
+    """Largest change of size: 0.1 draws from 0.9 to 1.1 times."""
+    augment_brightness: float = Field(0.1, ge=0, le=1)
+    """Largest change of brightness: 0.1 multiplies by 0.9 to 1.1."""
+    augment_contrast: float = Field(0.1, ge=0, le=1)
+    """Largest change of contrast: 0.1 multiplies the distance from the image's mean by 0.9 to 1.1."""
 
 
 class PrecisionConfig(Strict):
@@ -166,8 +196,42 @@ class PrecisionConfig(Strict):
     """Deterministic algorithms only, so that the same run gives the same bits."""
 
 
+class LoadingConfig(Strict):
+    """How images reach the device. No number depends on it."""
+
+    cache_mode: Literal["disk", "memory", "none"] = "disk"
+    """Where decoded images are kept: disk is one array that all processes share, memory is this process's own, none decodes
+    each image again whenever it is needed."""
+    num_workers: int | None = Field(None, ge=0)
+    """Processes that read ahead, where images are streamed because the array does not fit on the device; when absent, by
+    the number of cores."""
+    prefetch_factor: int | None = Field(None, ge=1)
+    """Batches that each of them reads ahead; when absent, by the number of batches in an epoch."""
+    persistent_workers: bool = False
+    """Keep them from epoch to epoch."""
+    loader_heuristics: bool = True
+    """Choose what no flag says: the batch size by the device's free memory, micro-batches where a batch does not fit, and how
+    far to read ahead. Off takes what was asked for."""
+
+
+class FilesConfig(Strict):
+    """Files beyond those that every fold leaves."""
+
+    save_every_epoch: bool = False
+    """Keep a checkpoint of each epoch, as checkpoint_epoch_N.pth."""
+    export_embeddings: bool = False
+    """Write the features of the validation images before the head, at the best epoch, as embeddings_val.npy and .csv."""
+
+
 class TrainConfig(
-    PrecisionConfig, AugmentationConfig, BalanceConfig, OptimisationConfig, ModelConfig, PreprocessingConfig
+    FilesConfig,
+    LoadingConfig,
+    PrecisionConfig,
+    AugmentationConfig,
+    BalanceConfig,
+    OptimisationConfig,
+    ModelConfig,
+    PreprocessingConfig,
 ):
     """What a trial is. With the data, the folds and the seeds it determines the result."""
 
@@ -176,6 +240,10 @@ class TrainConfig(
         return PreprocessingConfig.model_validate(
             {name: getattr(self, name) for name in PreprocessingConfig.model_fields}
         )
+
+
+CHANGES_NO_NUMBER = frozenset({*LoadingConfig.model_fields, *FilesConfig.model_fields})
+"""Fields of a trial that may differ between its attempts and cannot be searched over."""
 
 
 class DataPlaces(Strict):
@@ -187,8 +255,8 @@ class DataPlaces(Strict):
     """Folder of the images: one folder an accession number."""
 
 
-class RunConfig(TrainConfig, DataPlaces):
-    """One run of `train-density`: what is trained, on what, and where the files go."""
+class Station(DataPlaces):
+    """Where a command by hand finds its data, and where it computes."""
 
     max_rejected: float = Field(0.05, ge=0, le=1)
     """Largest share of the images that may be broken; more is an error."""
@@ -198,6 +266,13 @@ class RunConfig(TrainConfig, DataPlaces):
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = Field(None, ge=1)
     """Processor threads of a step. They decide the last bits of the result and are recorded; when absent, all cores."""
+
+
+class RunConfig(TrainConfig, Station):
+    """One run of `train-density`: what is trained, on what, and where the files go."""
+
+    micro_batch: int | None = Field(None, ge=1)
+    """Images that go through the network at once; a larger batch is split. When absent, the batch, or what fits of it."""
     seed: int = Field(42, ge=0)
     """Seed of the folds, the network's start and everything random."""
     trial: int = Field(0, ge=0)
@@ -220,3 +295,19 @@ class RunConfig(TrainConfig, DataPlaces):
     def train_config(self) -> TrainConfig:
         """Return what is trained, without places."""
         return TrainConfig.model_validate({name: getattr(self, name) for name in TrainConfig.model_fields})
+
+
+class EmbedConfig(BackboneConfig, PreprocessingConfig, Station):
+    """One run of `embed`: which backbone's features, of what, and where they go."""
+
+    arch: Arch = "resnet50"
+    """A timm model, such as efficientnet_b0, resnet50, tf_efficientnet_lite0."""
+    outdir: Path
+    """Folder of features.npy and metadata.csv; other embeddings in it are never overwritten."""
+    batch_size: int = Field(32, ge=1)
+    """Images that go through the network at once."""
+
+    def train_config(self) -> TrainConfig:
+        """Return the configuration of a network with this backbone, for these images."""
+        names = (*BackboneConfig.model_fields, *PreprocessingConfig.model_fields)
+        return TrainConfig.model_validate({name: getattr(self, name) for name in names})

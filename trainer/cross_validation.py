@@ -7,19 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from trainer.artifacts import PREDICTIONS, Predictions, read_fold, read_history, read_predictions, write_predictions
+from trainer.artifacts import (
+    PREDICTIONS,
+    Predictions,
+    read_fold,
+    read_history,
+    read_predictions,
+    write_curves,
+    write_predictions,
+)
 from trainer.config import Strict, TrainConfig
 from trainer.data.folds import Folds
 from trainer.data.records import Dataset
 from trainer.errors import TrainerError
-from trainer.files import write_text, written_whole
+from trainer.files import write_text
 from trainer.fit import fit
 from trainer.metrics import evaluate
-from trainer.pictures import draw_curves
 from trainer.protocols import Listener, RunFolder, StopSignal
-from trainer.records import FoldResult, Metrics, Resolution
+from trainer.records import FoldResult, Metrics
+from trainer.resolve import Compute
 from trainer.seeds import Seeds
 
 
@@ -54,8 +61,7 @@ def cross_validate(
     folds: Folds,
     seeds: Seeds,
     *,
-    device: torch.device,
-    resolution: Resolution,
+    compute: Compute,
     folder: RunFolder,
     listener: Listener,
     stop: StopSignal,
@@ -71,8 +77,7 @@ def cross_validate(
         dataset: All images.
         folds: The same for every configuration of a study.
         seeds: Of the trial.
-        device: Where.
-        resolution: What decides the bits on *device*.
+        compute: Where and how.
         folder: Where the files go.
         listener: Told of each epoch and of each fold, which it publishes.
         stop: Asked between steps.
@@ -90,8 +95,7 @@ def cross_validate(
                 dataset,
                 folds.split(fold),
                 seeds.fold(fold),
-                device=device,
-                resolution=resolution,
+                compute=compute,
                 folder=folder.fold(fold),
                 listener=listener,
                 stop=stop,
@@ -115,8 +119,7 @@ def _summarise(published: list[Path], class_names: tuple[str, ...], path: Path) 
     predictions = [read_predictions(folder / PREDICTIONS, class_names) for folder in published]
     together, origin = _pool(predictions)
     write_predictions(path / "oof_predictions.csv", together, class_names, folds=origin)
-    with written_whole(path / "training_curves.png") as temporary:
-        draw_curves([read_history(folder) for folder in published], temporary)
+    write_curves(path, [read_history(folder) for folder in published])
     pooled = evaluate(together.labels, together.probabilities, class_names)
     value = objective(results)
     mean, std = spread([result.metrics for result in results])

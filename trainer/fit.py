@@ -10,25 +10,26 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from trainer.artifacts import Predictions, write_fold, write_history
+from trainer.artifacts import Predictions, write_embeddings, write_fold, write_history
 from trainer.balance import Balance, resolve_balance
-from trainer.batches import Indices, epoch_order, images_on
-from trainer.checkpoint import Checkpoint, Origin, load, save, split_hash
+from trainer.batches import Indices, Source, epoch_order
+from trainer.checkpoint import BEST, Checkpoint, Origin, load, read_checkpoint, save, split_hash
 from trainer.config import TrainConfig
 from trainer.data.folds import Split
 from trainer.data.records import Dataset
 from trainer.errors import DataError, DivergedError, OutOfMemoryError
-from trainer.loop import Learner, Steps, predict, train_epoch
+from trainer.loop import Forward, Learner, Steps, predict, train_epoch
+from trainer.losses import build_loss
 from trainer.metrics import evaluate, rank, softmax
 from trainer.model import build_network
 from trainer.optim import build_optimizer, set_learning_rates
 from trainer.precision import build_precision
 from trainer.protocols import Listener, StopSignal
 from trainer.records import EpochRecord, FoldResult, Metrics, Resolution
-from trainer.resolve import enforce
-from trainer.seeds import epoch_seed
+from trainer.resolve import Compute, enforce
+from trainer.seeds import epoch_seed, seed_globals
+from trainer.streaming import open_source
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,7 @@ def fit(
     split: Split,
     seed: int,
     *,
-    device: torch.device,
-    resolution: Resolution,
+    compute: Compute,
     folder: Path,
     listener: Listener,
     stop: StopSignal,
@@ -76,8 +76,7 @@ def fit(
         dataset: All images.
         split: The images that are trained on, and those that are validated on.
         seed: Of the fold; nothing else is drawn from.
-        device: Where.
-        resolution: What decides the bits on *device*; enforced.
+        compute: Where and how; what decides the bits is enforced.
         folder: For the files of the fold; it exists.
         listener: Told of each epoch.
         stop: Asked between steps.
@@ -89,14 +88,14 @@ def fit(
         DataError: Too few images on either side.
         InputError: Configuration, weights or an earlier checkpoint do not fit.
     """
-    enforce(resolution, deterministic=config.deterministic)
-    task = _task(config, dataset, split, seed, resolution)
+    enforce(compute.resolution, deterministic=config.deterministic)
+    task = _task(config, dataset, split, seed, compute.resolution)
     try:
-        checkpoint = _train(task, dataset, device, folder, listener, stop)
+        checkpoint, embeddings = _run(task, dataset, compute, folder, listener, stop)
     except torch.OutOfMemoryError as error:
         reason = str(error).partition(".")[0]
     else:
-        return _finish(task, dataset, checkpoint, folder)
+        return _finish(task, dataset, checkpoint, folder, embeddings)
     # Only out here is the traceback gone, and with it the tensors that its frames held.
     torch.cuda.empty_cache()
     raise OutOfMemoryError(f"{reason} (arch {config.arch}, img_size {config.img_size}, batch_size {config.batch_size})")
@@ -110,6 +109,8 @@ def _task(config: TrainConfig, dataset: Dataset, split: Split, seed: int, resolu
     labels = dataset.labels
     counts = tuple(int(count) for count in np.bincount(labels[split.train], minlength=len(dataset.class_names)))
     balance = resolve_balance(config, counts)
+    if balance.sampler == "weighted" and config.class_weights != "none":
+        logger.info("weighted sampling is on: class weights %s are off", config.class_weights)
     logger.info(
         "fold %d: %d training and %d validation images, counts %s, class weights %s, sampler %s",
         split.fold,
@@ -132,12 +133,23 @@ def _task(config: TrainConfig, dataset: Dataset, split: Split, seed: int, resolu
     return Task(origin, split.train, split.validation, labels, balance)
 
 
-def _train(
-    task: Task, dataset: Dataset, device: torch.device, folder: Path, listener: Listener, stop: StopSignal
-) -> Checkpoint:
+def _run(
+    task: Task, dataset: Dataset, compute: Compute, folder: Path, listener: Listener, stop: StopSignal
+) -> tuple[Checkpoint, NDArray[np.float32] | None]:
+    """Return the fold after its last epoch, and the features of its validation images if they are asked for."""
+    with open_source(dataset, compute.device, compute.loading) as source:
+        learner = _learner(task, dataset, source, compute.device)
+        checkpoint = _train(task, learner, folder, listener, stop)
+        return checkpoint, _embeddings(task, learner, folder, stop) if task.config.export_embeddings else None
+
+
+def _train(task: Task, learner: Learner, folder: Path, listener: Listener, stop: StopSignal) -> Checkpoint:
     """Train the epochs that are missing and return the fold after the last."""
     checkpoint = load(folder, task.origin)
-    learner = _learner(task, dataset, device, checkpoint)
+    if checkpoint is not None:
+        learner.network.model.load_state_dict(checkpoint.model)
+        learner.optimizer.load_state_dict(checkpoint.optimizer)
+        learner.precision.scaler.load_state_dict(checkpoint.scaler)
     while checkpoint is None or not _finished(task.config, checkpoint):
         checkpoint = _epoch(task, learner, checkpoint, stop)
         save(checkpoint, folder)
@@ -147,23 +159,20 @@ def _train(
     return checkpoint
 
 
-def _learner(task: Task, dataset: Dataset, device: torch.device, checkpoint: Checkpoint | None) -> Learner:
-    """Return what the steps need, as it was at *checkpoint*, or new from the seed."""
+def _learner(task: Task, dataset: Dataset, source: Source, device: torch.device) -> Learner:
+    """Return what the steps need, new from the seed."""
     config, resolution = task.config, task.origin.resolution
-    network = build_network(config, len(dataset.class_names), task.origin.seed).to(device)
-    # A scaler must read back whether a gradient overflowed, unless the optimiser takes that answer on the device.
-    fused = True if resolution.precision == "float16" else None
-    optimizer = build_optimizer(config, network, fused=fused)
-    precision = build_precision(resolution.precision, device, config.grad_clip)
-    if checkpoint is not None:
-        network.model.load_state_dict(checkpoint.model)
-        optimizer.load_state_dict(checkpoint.optimizer)
-        precision.scaler.load_state_dict(checkpoint.scaler)
-    weights = task.balance.class_weights
-    loss = nn.CrossEntropyLoss(
-        weight=None if weights is None else torch.tensor(weights, device=device), label_smoothing=config.label_smoothing
+    n_classes = len(dataset.class_names)
+    n_features = 0 if dataset.features is None else dataset.features.shape[1]
+    network = build_network(config, n_classes, task.origin.seed, n_features).to(device)
+    return Learner(
+        network=network,
+        optimizer=build_optimizer(config, network, fused=resolution.fused),
+        loss=build_loss(config, n_classes, task.balance.class_weights).to(device),
+        precision=build_precision(resolution.precision, device, config.grad_clip),
+        source=source,
+        micro_batch=resolution.micro_batch,
     )
-    return Learner(network, optimizer, loss, precision, images_on(dataset, device))
 
 
 def _finished(config: TrainConfig, checkpoint: Checkpoint) -> bool:
@@ -184,8 +193,9 @@ def _epoch(task: Task, learner: Learner, before: Checkpoint | None, stop: StopSi
     epoch = 0 if before is None else before.epoch + 1
     seed, config = task.origin.seed, task.config
     started = time.perf_counter()
-    rates = set_learning_rates(learner.optimizer, config, epoch)
-    torch.manual_seed(epoch_seed(seed, epoch))  # dropout and stochastic depth draw from the global generator
+    history = () if before is None else before.history
+    rates = set_learning_rates(learner.optimizer, config, [record.balanced_acc_adj for record in history])
+    seed_globals(epoch_seed(seed, epoch))  # dropout and stochastic depth draw from torch's
     order = epoch_order(task.train, task.labels, task.balance.sampler, epoch_seed(seed, epoch))
     steps = train_epoch(learner, order, config, (seed, epoch), stop)
     trained_s = time.perf_counter() - started
@@ -199,7 +209,7 @@ def _epoch(task: Task, learner: Learner, before: Checkpoint | None, stop: StopSi
         model=learner.network.model.state_dict(),
         optimizer=learner.optimizer.state_dict(),
         scaler=learner.precision.scaler.state_dict(),
-        history=(*(() if before is None else before.history), record),
+        history=(*history, record),
         best_epoch=epoch if before is None or best else before.best_epoch,
         best_probabilities=torch.from_numpy(probabilities) if before is None or best else before.best_probabilities,
         best_metrics=metrics if before is None or best else before.best_metrics,
@@ -228,12 +238,24 @@ def _probabilities(task: Task, learner: Learner, epoch: int, stop: StopSignal) -
     Raises:
         DivergedError: they are not finite: the last step spoilt the weights.
     """
-    size = task.origin.resolution.validation_batch
-    logits = predict(learner.network, learner.images, task.validation, size, learner.precision, stop)
+    logits = _predict(task, learner, learner.network, stop)
     if not np.isfinite(logits).all():
         n_steps = max(1, len(task.train) // task.config.batch_size)
         raise DivergedError(task.origin.fold, epoch, n_steps, "validation loss is not finite")
     return softmax(logits)
+
+
+def _predict(task: Task, learner: Learner, forward: Forward, stop: StopSignal) -> NDArray[np.float32]:
+    """Return (V, K) of the validation images, whatever *forward*, of the learner's network, gives for them."""
+    learner.network.eval()
+    size = task.origin.resolution.validation_batch
+    return predict(forward, learner.source, task.validation, size, learner.precision, stop)
+
+
+def _embeddings(task: Task, learner: Learner, folder: Path, stop: StopSignal) -> NDArray[np.float32]:
+    """Return (V, K) features of the validation images before the head, by the best model in *folder*."""
+    learner.network.model.load_state_dict(read_checkpoint(folder / BEST).model)
+    return _predict(task, learner, learner.network.embed, stop)
 
 
 def _record(
@@ -281,7 +303,9 @@ def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def _finish(task: Task, dataset: Dataset, checkpoint: Checkpoint, folder: Path) -> FoldResult:
+def _finish(
+    task: Task, dataset: Dataset, checkpoint: Checkpoint, folder: Path, embeddings: NDArray[np.float32] | None
+) -> FoldResult:
     """Write what a finished fold leaves and return it."""
     result = FoldResult(
         fold=task.origin.fold,
@@ -302,5 +326,7 @@ def _finish(task: Task, dataset: Dataset, checkpoint: Checkpoint, folder: Path) 
         probabilities=checkpoint.best_probabilities.numpy(),
     )
     write_history(folder, checkpoint.history)
+    if embeddings is not None:
+        write_embeddings(folder, embeddings, records, dataset.class_names)
     write_fold(folder, result, checkpoint.history[checkpoint.best_epoch], predictions)
     return result

@@ -6,22 +6,27 @@ Nothing inside an epoch waits for the device: losses, hits and skipped steps sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.augment import augment
-from trainer.batches import Batch, Images, Indices, batch_bounds
+from trainer.batches import Batch, Indices, Source, batch_bounds
 from trainer.config import TrainConfig
 from trainer.errors import StopRequestedError
+from trainer.losses import ClassLoss
 from trainer.model import Network
 from trainer.precision import Precision
 from trainer.protocols import StopSignal
 from trainer.seeds import step_seed
+
+Forward = Callable[[Tensor, Tensor | None], Tensor]
+"""Images (B, 1, H, W), and (B, D) features of a frozen backbone where there are any, to (B, K)."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,12 @@ class Learner:
 
     network: Network
     optimizer: Optimizer
-    loss: nn.Module
-    """(B, C) float32 logits and (B,) labels to a scalar."""
+    loss: ClassLoss
     precision: Precision
-    images: Images
+    source: Source
+    """Of the images that are trained on and validated on."""
+    micro_batch: int
+    """Images that go through the network at once."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +77,39 @@ def train_step(learner: Learner, batch: Batch) -> Tensor:
     """
     Update the network once and return (3,) float32: mean loss, hits, and 1 if the update was skipped, else 0.
 
-    Detached and still on the device, so that an epoch pays for one synchronisation and not one per step.
+    A batch larger than `micro_batch` goes through the network in parts, whose gradients add up to those of its mean loss;
+    batch norm sees each part alone. Detached and still on the device, so that an epoch pays for one synchronisation and not
+    one per step.
     """
+    learner.optimizer.zero_grad(set_to_none=True)
+    total = learner.loss.total_weight(batch.labels)
+    sums = [_backward(learner, part, total) for part in _parts(batch, learner.micro_batch)]
+    skipped = learner.precision.update(learner.optimizer)
+    loss, hits = sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
+    return torch.stack((loss, hits, skipped.float()))
+
+
+def _backward(learner: Learner, part: Batch, total: Tensor) -> Tensor:
+    """Add the gradients of a *part* of a batch with the *total* weight; return (2,) float32: its share of the loss, and hits."""
     with learner.precision.autocast():
-        logits = learner.network(batch.images)
+        logits = learner.network(part.images, part.features)
     exact = logits.float()  # (B, C): the loss in float32
-    loss = learner.loss(exact, batch.labels)
-    skipped = learner.precision.step(loss, learner.optimizer)
-    hits = (exact.detach().argmax(dim=1) == batch.labels).sum()
-    return torch.stack((loss.detach(), hits.float(), skipped.float()))
+    loss = learner.loss(exact, part.labels) / total
+    learner.precision.backward(loss)
+    hits = (exact.detach().argmax(dim=1) == part.labels).sum()
+    return torch.stack((loss.detach(), hits.float()))
+
+
+def _parts(batch: Batch, size: int) -> list[Batch]:
+    """Return *batch* in parts of *size* images; a last one of one image joins its neighbour."""
+    bounds = batch_bounds(len(batch.labels), size)
+    if len(bounds) == 1:
+        return [batch]
+    features = batch.features
+    return [
+        Batch(batch.images[begin:end], batch.labels[begin:end], None if features is None else features[begin:end])
+        for begin, end in bounds
+    ]
 
 
 def train_epoch(
@@ -99,35 +130,40 @@ def train_epoch(
     """
     learner.network.train()
     bounds = batch_bounds(len(order), config.batch_size)
-    indices = torch.from_numpy(order).to(learner.images.labels.device)
     results = []
-    for step, (begin, end) in enumerate(bounds):
+    for step, batch in enumerate(learner.source.batches(order, bounds)):
         _check(stop)
-        batch = learner.images.batch(indices[begin:end])
         changed = augment(batch.images, config, step_seed(*seeds, step))
-        results.append(train_step(learner, Batch(changed, batch.labels)))
+        results.append(train_step(learner, replace(batch, images=changed)))
     losses, hits, skipped = torch.stack(results).double().cpu().numpy().T  # the one wait of the epoch
     return Steps(losses, hits, skipped > 0, np.array([end - begin for begin, end in bounds]))
 
 
 @torch.inference_mode()
 def predict(
-    network: Network, images: Images, order: Indices, batch_size: int, precision: Precision, stop: StopSignal
+    forward: Forward, source: Source, order: Indices, batch_size: int, precision: Precision, stop: StopSignal
 ) -> NDArray[np.float32]:
     """
-    Return (M, C) float32 logits of the images of *order* (M,), never augmented, in batches of *batch_size*.
+    Return (M, K) float32, what *forward* gives for the images of *order* (M,), never augmented, in batches of *batch_size*.
+
+    Args:
+        forward: a network in ``eval()``, or one of its methods: images and features to (B, K).
+        source: of the images.
+        order: indices into the data set.
+        batch_size: images at once; it decides the last bits.
+        precision: of the forward pass.
+        stop: asked before each batch.
 
     Raises:
         StopRequestedError: somebody asked to stop.
     """
-    network.eval()
-    indices = torch.from_numpy(order).to(images.labels.device)
-    logits = []
-    for begin in range(0, len(order), batch_size):
+    bounds = [(begin, min(begin + batch_size, len(order))) for begin in range(0, len(order), batch_size)]
+    outputs = []
+    for batch in source.batches(order, bounds):
         _check(stop)
         with precision.autocast():
-            logits.append(network(images.batch(indices[begin : begin + batch_size]).images).float())
-    return np.asarray(torch.cat(logits).cpu().numpy())
+            outputs.append(forward(batch.images, batch.features).float())
+    return np.asarray(torch.cat(outputs).cpu().numpy())
 
 
 def _check(stop: StopSignal) -> None:

@@ -8,9 +8,11 @@ from typing import Any, Literal, Self
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.config import ModelConfig, TrainConfig, nearest
 from trainer.errors import InputError
+from trainer.seeds import seed_globals
 from trainer.weights import load_weights
 
 _CHANNELS = 3
@@ -27,9 +29,12 @@ class Network(nn.Module):
     _scale: Tensor
     _shift: Tensor
 
-    def __init__(self, model: nn.Module, freeze: Literal["none", "backbone", "all-but-last-block"]) -> None:
+    def __init__(
+        self, model: nn.Module, freeze: Literal["none", "backbone", "all-but-last-block"], dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.model = model
+        self._dropout = dropout
         normalisation: Any = model.pretrained_cfg
         mean, std = (torch.tensor(normalisation[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
         self.register_buffer("_scale", 1 / (_WHITE * std), persistent=False)  # (1, 3, 1, 1)
@@ -37,12 +42,36 @@ class Network(nn.Module):
         self._head_names = head_names(model)
         self._frozen_names = _freeze(model, self._head_names, freeze)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return (B, C) logits of *images*: (B, 1, H, W), 0 to 255, uint8 or float32."""
+    def forward(self, images: Tensor, features: Tensor | None = None) -> Tensor:
+        """
+        Return (B, C) logits of *images*: (B, 1, H, W), 0 to 255, uint8 or float32.
+
+        *features* (B, D) are those of another backbone, for a network that was built to see them beside its own.
+        """
+        if features is None:
+            logits: Tensor = self.model(self._normalised(images))
+        else:
+            (classifier,) = heads(self.model)
+            # At the classifier's own door and not behind embed(): some networks normalise between the two.
+            with classifier.register_forward_pre_hook(lambda _, seen: (self._beside(seen[0], features),)):
+                logits = self.model(self._normalised(images))
+        return logits
+
+    def embed(self, images: Tensor, features: Tensor | None = None) -> Tensor:
+        """Return (B, K) pooled features of *images*, and *features* behind them."""
+        model: Any = self.model
+        pooled: Tensor = model.forward_head(model.forward_features(self._normalised(images)), pre_logits=True)
+        return pooled if features is None else self._beside(pooled, features)
+
+    def _beside(self, own: Tensor, features: Tensor) -> Tensor:
+        """Return (B, K) the network's *own* features and *features* behind them, dropped while training as the former are."""
+        return torch.cat((own, functional.dropout(features, self._dropout, self.training)), dim=1)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Return (B, 3, H, W) float32 in the range that the backbone was trained on."""
         gray = images.float().expand(-1, _CHANNELS, -1, -1)  # a view: the channels share their memory
         normalised = torch.addcmul(self._shift, gray, self._scale)
-        logits: Tensor = self.model(normalised.contiguous(memory_format=torch.channels_last))
-        return logits
+        return normalised.contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Self:
         """Set what is trained to *mode* and leave what is frozen in ``eval()``."""
@@ -64,9 +93,15 @@ class Network(nn.Module):
         return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
 
 
-def build_network(config: TrainConfig, n_classes: int, seed: int) -> Network:
+def build_network(config: TrainConfig, n_classes: int, seed: int, n_features: int = 0) -> Network:
     """
     Return the network of *config* on the processor: a head drawn from *seed*, the backbone from its weights.
+
+    Args:
+        config: What is built.
+        n_classes: Outputs.
+        seed: Of everything that is drawn.
+        n_features: Features of another backbone that the head sees beside its own.
 
     Raises:
         InputError: an unknown architecture, or weights or settings that do not fit it.
@@ -74,11 +109,14 @@ def build_network(config: TrainConfig, n_classes: int, seed: int) -> Network:
     """
     check_arch(config.arch)
     weights = load_weights(config.weights, config.arch)
-    torch.manual_seed(seed)  # timm draws from the global generator; nothing was drawn from it since
+    seed_globals(seed)  # timm draws from torch's; nothing was drawn from it since
     model = _create(config, n_classes)
+    if n_features > 0:
+        _widen_head(model, n_features)
+    _reset_head(model)
     if weights is not None:
         _load_backbone(model, weights, config)
-    network = Network(model, config.freeze)
+    network = Network(model, config.freeze, config.dropout)
     move: Callable[..., Network] = network.to  # not every supported torch declares memory_format in its types
     return move(memory_format=torch.channels_last)
 
@@ -111,8 +149,21 @@ def _create(config: TrainConfig, n_classes: int) -> nn.Module:
         )
     except (TypeError, AssertionError) as error:  # what timm raises for an option that a model does not have
         raise InputError(f"arch: {config.arch} cannot be built with {options}: {error}") from error
-    _reset_head(model)
     return model
+
+
+def _widen_head(model: nn.Module, n_features: int) -> None:
+    """Make the classifier of *model* see *n_features* more than the network's own. Raises InputError if it cannot."""
+    classifiers = heads(model)
+    names = [name for name, module in model.named_modules() if module is classifiers[0]]
+    narrow = classifiers[0]
+    if len(classifiers) > 1 or not names or not isinstance(narrow, nn.Linear):
+        raise InputError(
+            f"embeddings_dir: the head of {type(model).__name__} is not one linear layer; use another arch"
+        )
+    parent, _, name = names[0].rpartition(".")
+    wide = nn.Linear(narrow.in_features + n_features, narrow.out_features, bias=narrow.bias is not None)
+    setattr(model.get_submodule(parent), name, wide)
 
 
 def _reset_head(model: nn.Module) -> None:

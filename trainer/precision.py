@@ -29,15 +29,18 @@ class Precision:
         """Return the context of a forward pass."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def step(self, loss: Tensor, optimizer: Optimizer) -> Tensor:
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of *loss*, scaled where there is a scaler."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def update(self, optimizer: Optimizer) -> Tensor:
         """
-        Update the parameters of *optimizer* once; return whether that was skipped: a bool scalar on the device.
+        Update the parameters of *optimizer* once, by the gradients so far; return whether that was skipped: a bool scalar on
+        the device.
 
         Nothing is read back from the device, except by the scaler with an optimiser that is not fused.
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(optimizer)  # clip true gradients, not scaled ones
         norm = self._clip(parameters)
         self.scaler.step(optimizer)  # skips the update if a gradient overflowed

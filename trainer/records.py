@@ -109,5 +109,9 @@ class Resolution(Strict):
     """Processor threads of a step."""
     precision: Literal["float32", "bfloat16", "float16"]
     """Type of the forward pass."""
+    micro_batch: int = Field(ge=1)
+    """Images that go through the network at once while training: the batch, or less where it does not fit."""
     validation_batch: int = Field(ge=1)
     """Images of a validation batch."""
+    fused: bool
+    """Whether the optimiser's step is one kernel."""

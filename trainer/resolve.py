@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from trainer.config import PrecisionConfig, TrainConfig
+from trainer.data.records import Dataset
 from trainer.errors import InputError
+from trainer.loading import Loading
+from trainer.memory import settle_micro_batch
 from trainer.records import Resolution
 
 _NATIVE_BFLOAT16 = (8, 0)  # compute capability
@@ -37,17 +41,47 @@ def device_kind(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
-def resolve(config: TrainConfig, device: torch.device, threads: int | None) -> Resolution:
-    """Return what *config* means on *device* with *threads* processor threads; None is all that torch would use."""
+@dataclass(frozen=True)
+class Compute:
+    """Where and how the steps of a run are computed."""
+
+    device: torch.device
+    resolution: Resolution
+    loading: Loading
+
+
+def resolve(
+    config: TrainConfig, dataset: Dataset, device: torch.device, *, threads: int | None, micro_batch: int | None = None
+) -> Resolution:
+    """
+    Return what decides the bits of *config* on *device*.
+
+    Args:
+        config: What is trained.
+        dataset: On what.
+        device: Where.
+        threads: Processor threads; None is all that torch would use.
+        micro_batch: Images that go through the network at once; None is the batch, or what fits of it.
+
+    Raises:
+        OutOfMemoryError: Not even two images fit.
+    """
+    precision = resolve_precision(config, device)
+    n_classes = len(dataset.class_names)
+    if micro_batch is None and config.loader_heuristics:
+        micro_batch = settle_micro_batch(config, n_classes, device, precision)
     return Resolution(
         device_kind=device_kind(device),
         threads=threads if threads is not None else torch.get_num_threads(),
-        precision=_precision(config, device),
+        precision=precision,
+        micro_batch=min(config.batch_size, micro_batch or config.batch_size),
         validation_batch=max(config.batch_size, _VALIDATION_BATCH),
+        # A scaler must read back whether a gradient overflowed, unless the optimiser takes that answer on the device.
+        fused=config.fused_optim or precision == "float16",
     )
 
 
-def _precision(config: PrecisionConfig, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
+def resolve_precision(config: PrecisionConfig, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
     """Return the type of the forward pass."""
     if config.amp == "off" or (config.amp == "auto" and device.type != "cuda"):
         return "float32"

@@ -7,7 +7,11 @@ So there is nothing random to save in a checkpoint, and what was drawn before ne
 from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import dataclass
+
+import numpy as np
+import torch
 
 
 def derive(*parts: int) -> int:
@@ -28,6 +32,18 @@ class Seeds:
     def fold(self, fold: int) -> int:
         """Return the 63-bit seed of *fold*."""
         return derive(self.study, self.trial, fold)
+
+
+def seed_globals(seed: int) -> None:
+    """
+    Seed the generators of the process: torch's on every device, Python's and NumPy's.
+
+    The first is what a network's start, dropout and stochastic depth draw from. Nothing of ours draws from the other two; a
+    library may.
+    """
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is what a library would draw from
 
 
 def epoch_seed(fold_seed: int, epoch: int) -> int:

@@ -6,8 +6,10 @@ from datetime import datetime
 from typing import Any
 
 from trainer.config import Strict, TrainConfig
+from trainer.loading import Loading
 from trainer.provenance import commit, versions
 from trainer.records import FoldResult, Resolution
+from trainer.resolve import Compute
 
 
 class Summary(Strict):
@@ -35,6 +37,10 @@ class Summary(Strict):
     device: str
     threads: int
     resolution: Resolution
+    loading: Loading
+    """How images reached the device."""
+    loader_heuristics: bool
+    """Whether what no flag said was chosen: then `batch_size`, `resolution.micro_batch` and `loading` hold what was."""
     data_hash: str
     folds_hash: str
     rejected: dict[str, int]
@@ -52,7 +58,7 @@ def summarise(
     value: float | None,
     cross_validated: bool,
     seed: int,
-    resolution: Resolution,
+    compute: Compute,
     data_hash: str,
     folds_hash: str,
     rejected: dict[str, int],
@@ -83,9 +89,11 @@ def summarise(
             "value": value,
             "config": config,
             "versions": versions(),
-            "device": resolution.device_kind,
-            "threads": resolution.threads,
-            "resolution": resolution,
+            "device": compute.resolution.device_kind,
+            "threads": compute.resolution.threads,
+            "resolution": compute.resolution,
+            "loading": compute.loading,
+            "loader_heuristics": config.loader_heuristics,
             "data_hash": data_hash,
             "folds_hash": folds_hash,
             "rejected": rejected,

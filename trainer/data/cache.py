@@ -4,6 +4,9 @@ The decoded data set: every image decoded once, whatever the number of workers, 
 `cache/<key>/` holds `images.npy` (N, H, W) uint8, `index.csv`, `report.csv` and `dataset.json`, and never a pickle. The key
 is made of contents, so that changed data never meet an old cache. It is built in a folder of its own under a lock that a
 dead process does not keep, and appears by one rename, whole.
+
+For those who must not write there are two more modes: the array in this process's memory, and no array at all. Hash, records,
+rejections and pixels are the same in all of them.
 """
 
 from __future__ import annotations
@@ -16,9 +19,13 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
+import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from trainer.config import PreprocessingConfig
 from trainer.data import cache_files
@@ -26,8 +33,10 @@ from trainer.data.archive import Inspected, find_candidates, inspect, rejection_
 from trainer.data.cache_files import About, ImageWriter, pixel_versions
 from trainer.data.decoder_pool import DecoderPool
 from trainer.data.labels import Labels, read_labels
+from trainer.data.memory_images import MemoryWriter
+from trainer.data.on_demand import OnDemand
 from trainer.data.preprocess import PREPROCESSING_VERSION
-from trainer.data.records import Dataset, ImageRecord, Rejection
+from trainer.data.records import Dataset, ImageRecord, Rejection, Unkept
 from trainer.errors import DataError, OtherDataError
 
 logger = logging.getLogger(__name__)
@@ -39,6 +48,32 @@ _SCHEMA_VERSION = 1
 """Part of the key: of what is hashed and of the files in a cache."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What there is to decode, and what is known before it is decoded."""
+
+    root: Path
+    about: About
+    usable: Sequence[Inspected]
+    rejections: Sequence[Rejection]
+    progress: Progress | None
+
+
+class _Sink(Protocol):
+    """Where decoded images go."""
+
+    def append(self, image: NDArray[np.uint8]) -> None:
+        """Take *image*, (side, side), as the next row."""
+        ...
+
+
+class _Nowhere:
+    """Where images go that were decoded to learn that they can be."""
+
+    def append(self, image: NDArray[np.uint8]) -> None:
+        """Forget *image*."""
+
+
 def open_dataset(
     csv: Path,
     dicom_root: Path,
@@ -46,25 +81,28 @@ def open_dataset(
     cache_dir: Path,
     *,
     max_rejected: float = 0.05,
+    cache_mode: Literal["disk", "memory", "none"] = "disk",
     expected_hash: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """
-    Return the decoded data set, decoding it first if no other process did.
+    Return the decoded data set, decoding it first if no other process did or what it decoded was not to be kept.
 
     Args:
         csv: Label file.
         dicom_root: Folder with a folder of images for each accession number.
         preprocessing: From stored pixels to the decoded image.
-        cache_dir: Where decoded data sets are kept.
+        cache_dir: Where decoded data sets are kept; with ``disk`` alone.
         max_rejected: Largest share, 0..1, of the files with a label that may be broken.
+        cache_mode: What is kept: ``disk`` an array for all processes, ``memory`` one for this process, ``none`` nothing, so
+            that each image is decoded again whenever it is read.
         expected_hash: Of the data that these must be; None accepts any.
         progress: Called while this process decodes.
 
     Raises:
         OtherDataError: they are not the expected ones; nothing is decoded.
         InputError: the label file or the root is not what it must be.
-        DataError: too many files are broken, a class has no image left, or the cache cannot be written.
+        DataError: too many files are broken, a class has no image left, or the decoded images cannot be kept.
     """
     labels = read_labels(csv)
     candidates, rejections = find_candidates(dicom_root, labels)
@@ -84,12 +122,8 @@ def open_dataset(
     )
     if expected_hash is not None and expected_hash != about.data_hash:
         raise OtherDataError(expected_hash, about.data_hash)
-    folder = cache_dir / about.data_hash[:32]
-    try:
-        _ensure_built(folder, about, dicom_root, usable, rejections, progress)
-    except OSError as error:
-        raise DataError(f"{folder}: the decoded images cannot be kept there: {error.strerror or error}") from error
-    dataset = _with_rejections(cache_files.open_folder(folder), usable, rejections)
+    found = _Found(dicom_root, about, usable, rejections, progress)
+    dataset = _with_rejections(_decoded(found, cache_dir, cache_mode), usable, rejections)
     _check_broken(dataset.rejections, len(candidates), max_rejected)
     _check_classes({record.label for record in dataset.records}, labels, csv)
     return dataset
@@ -110,14 +144,50 @@ def _hash(inspected: Iterable[Inspected], class_names: Sequence[str], preprocess
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _ensure_built(
-    folder: Path,
-    about: About,
-    root: Path,
-    usable: Sequence[Inspected],
-    rejections: Sequence[Rejection],
-    progress: Progress | None,
-) -> None:
+def _decoded(found: _Found, cache_dir: Path, cache_mode: Literal["disk", "memory", "none"]) -> Dataset:
+    """Return what was *found*, decoded, and kept as *cache_mode* says."""
+    if cache_mode == "disk":
+        return _on_disk(found, cache_dir / found.about.data_hash[:32])
+    return _in_memory(found) if cache_mode == "memory" else _on_demand(found)
+
+
+def _on_disk(found: _Found, folder: Path) -> Dataset:
+    """Return the data set in *folder*, which is built unless it is there."""
+    try:
+        _ensure_built(folder, found)
+    except OSError as error:
+        raise DataError(f"{folder}: the decoded images cannot be kept there: {error.strerror or error}") from error
+    return cache_files.open_folder(folder)
+
+
+def _in_memory(found: _Found) -> Dataset:
+    """Return the data set in an array of this process's own."""
+    logger.info("decoding %d images into memory", len(found.usable), extra={"action": "decoding"})
+    try:
+        with MemoryWriter(found.about.preprocessing.img_size) as writer:
+            records, refused = _decode(found, writer)
+            images = writer.images()
+    except OSError as error:
+        raise DataError(f"the decoded images cannot be kept in memory: {error.strerror or error}") from error
+    return _dataset(found, images, records, refused)
+
+
+def _on_demand(found: _Found) -> Dataset:
+    """Return the data set without an array; each file is decoded once, to know which of them can be used."""
+    logger.info("decoding %d images to check them", len(found.usable), extra={"action": "decoding"})
+    records, refused = _decode(found, _Nowhere())
+    paths = tuple(record.path for record in records)
+    images = OnDemand(found.root.absolute(), paths, found.about.preprocessing)
+    return _dataset(found, images, records, refused)
+
+
+def _dataset(
+    found: _Found, images: NDArray[np.uint8] | Unkept, records: Iterable[ImageRecord], refused: Iterable[Rejection]
+) -> Dataset:
+    return Dataset(images, tuple(records), found.about.class_names, tuple(refused), found.about.data_hash)
+
+
+def _ensure_built(folder: Path, found: _Found) -> None:
     """Build *folder* unless it is there, or appears while another process builds it."""
     if folder.is_dir():
         return
@@ -130,44 +200,48 @@ def _ensure_built(
             return
         building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
         building.mkdir()
-        logger.info("decoding %d images into %s", len(usable), folder, extra={"action": "decoding"})
+        logger.info("decoding %d images into %s", len(found.usable), folder, extra={"action": "decoding"})
         try:
-            _build(building, about, root, usable, rejections, progress)
+            _build(building, found)
             building.rename(folder)
             _sync_folder(folder.parent)
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
 
-def _build(
-    folder: Path,
-    about: About,
-    root: Path,
-    usable: Sequence[Inspected],
-    rejections: Sequence[Rejection],
-    progress: Progress | None,
-) -> None:
-    """Decode *usable* into *folder*, one row an accepted image, in their order."""
+def _build(folder: Path, found: _Found) -> None:
+    """Decode what was *found* into *folder*, one row an accepted image."""
+    with ImageWriter(cache_files.images_path(folder), found.about.preprocessing.img_size) as writer:
+        records, refused = _decode(found, writer)
+    cache_files.write_about(folder, found.about, records, [*found.rejections, *refused])
+    _sync_folder(folder)
+
+
+def _decode(found: _Found, sink: _Sink) -> tuple[list[ImageRecord], list[Rejection]]:
+    """
+    Decode the usable files in their order, give *sink* each image, and return the records of those and the others' rejections.
+
+    Raises:
+        DataError: not one can be decoded.
+    """
     records: list[ImageRecord] = []
     refused: list[Rejection] = []
-    paths = (root / entry.candidate.path for entry in usable)
-    with (
-        ImageWriter(cache_files.images_path(folder), about.preprocessing.img_size) as writer,
-        DecoderPool(about.preprocessing, len(usable)) as pool,
-    ):
-        for entry, (reply, image) in zip(usable, pool.answers("decode", paths), strict=True):
+    paths = (found.root / entry.candidate.path for entry in found.usable)
+    with DecoderPool(found.about.preprocessing, len(found.usable)) as pool:
+        for entry, (reply, image) in zip(found.usable, pool.answers("decode", paths), strict=True):
             rejection = rejection_of(entry.candidate.path, reply)
             if image is not None:
-                writer.append(image)
+                sink.append(image)
                 records.append(_record(entry))
             elif rejection is not None:
                 refused.append(rejection)
-            if progress is not None:
-                progress(len(records) + len(refused), len(usable))
+            if found.progress is not None:
+                found.progress(len(records) + len(refused), len(found.usable))
     if not records:
-        raise DataError(f"{root}: none of {len(usable)} files can be decoded; the first: {refused[0].reason}")
-    cache_files.write_about(folder, about, records, [*rejections, *refused])
-    _sync_folder(folder)
+        raise DataError(
+            f"{found.root}: none of {len(found.usable)} files can be decoded; the first: {refused[0].reason}"
+        )
+    return records, refused
 
 
 def _record(entry: Inspected) -> ImageRecord:

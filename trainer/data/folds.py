@@ -46,6 +46,11 @@ class Folds:
         """sha256, in hex, over the pairs of image path and fold."""
         return _hash_pairs(zip(self.paths, self.assignment.tolist(), strict=True))
 
+    @property
+    def largest_training_side(self) -> int:
+        """The most images that a fold trains on."""
+        return len(self.assignment) - int(np.bincount(self.assignment, minlength=self.n_folds).min())
+
     def split(self, fold: int) -> Split:
         """Return the two sides of *fold*."""
         return Split(fold, np.flatnonzero(self.assignment != fold), np.flatnonzero(self.assignment == fold))

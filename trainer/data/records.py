@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,12 +61,38 @@ class ImageRecord:
     laterality: str | None
 
 
+class Unkept(Protocol):
+    """Images of which nothing is kept: they are decoded again whenever they are read."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, H, W) of the array that they would be."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array that they would be."""
+        ...
+
+    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """
+        Return the (B, H, W) images at *indices* (B,), decoded in the process that calls.
+
+        Raises:
+            DataError: a file cannot be decoded any more; the message names it.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A decoded data set: one array that all processes of a machine share, and what is known of each image."""
 
-    images: NDArray[np.uint8]
-    """(N, H, W) uint8, a memory map. Opened copy-on-write: writing to it never reaches the file."""
+    images: NDArray[np.uint8] | Unkept
+    """
+    (N, H, W) uint8. By the mode of the cache: a map of the file that all processes share, opened copy-on-write, so that
+    writing to it never reaches the file; this process's own array; or no array.
+    """
     records: tuple[ImageRecord, ...]
     """N records, sorted by path."""
     class_names: tuple[str, ...]
@@ -73,6 +100,8 @@ class Dataset:
     rejections: tuple[Rejection, ...]
     data_hash: str
     """sha256 over relative paths, contents, labels, patients and preprocessing; not over places or times."""
+    features: NDArray[np.float32] | None = None
+    """(N, D) float32: a vector of a frozen backbone for each image. Part of the hash where there are any."""
 
     @property
     def labels(self) -> NDArray[np.int64]:

@@ -39,6 +39,18 @@ def test_good_file_is_complete(tmp_path: Path) -> None:
     assert study.search["lr"].corners() == [1e-5, 1e-3]
 
 
+def test_paths_of_weights_and_vectors_are_relative_to_the_file_too(tmp_path: Path) -> None:
+    """Below train and as choices; the words that name no file stay, and so does an absolute path."""
+    text = GOOD.replace("train: {", "train: {weights: mine.pth, embeddings_dir: vectors, ")
+    text = text.replace("search:\n", "search:\n  weights: {type: categorical, choices: [none, a.pth, /b.pth]}\n")
+    study = read(tmp_path, text)
+    assert study.train.weights == str(tmp_path / "mine.pth")
+    assert study.train.embeddings_dir == tmp_path / "vectors"
+    assert study.search["weights"].corners() == ["none", str(tmp_path / "a.pth"), "/b.pth"]
+    assert StudyFile.model_validate(study.model_dump(mode="json")) == study
+    assert read(tmp_path, GOOD).train.weights == "imagenet"
+
+
 def test_resolved_study_reads_back_as_itself(tmp_path: Path) -> None:
     """What is stored in the database is the study that was checked."""
     study = read(tmp_path, GOOD)
@@ -58,6 +70,8 @@ def test_overrides_of_the_command_line_win(tmp_path: Path) -> None:
         ("budget:", "budgte:", "unknown name 'budgte', did you mean 'budget'?"),
         ("epochs: 12", "epoch: 12", "train: unknown name 'epoch', did you mean 'epochs'?"),
         ("  lr:", "  lrr:", "search: unknown name 'lrr', did you mean 'lr'?"),
+        ("epochs: 12", "epochs: 12, cache_mode: none", "train.cache_mode must be disk: all workers of a study share"),
+        ("search:", "search:\n  num_workers: {type: int, low: 0, high: 3}", "num_workers changes no number"),
         ("low: 1e-5", "low: 1", "search.lr: low (1) must not be above high (0.001)"),
         ("low: 1e-5", "low: 0", "search.lr: low (0) must be above 0 on a logarithmic scale"),
         ("low: 1e-5", "lwo: 1e-5", "search.lr: unknown name 'lwo', did you mean 'low'?"),

@@ -14,7 +14,9 @@ from trainer.by_hand import HandFolder
 from trainer.config import TrainConfig
 from trainer.data.folds import Split
 from trainer.data.records import Dataset, ImageRecord
+from trainer.loading import Loading
 from trainer.records import EpochRecord, FoldResult, Resolution
+from trainer.resolve import Compute
 
 SIZE = 32
 N_IMAGES = 31
@@ -56,7 +58,16 @@ def config() -> Callable[..., TrainConfig]:
 @pytest.fixture
 def resolution() -> Resolution:
     """What decides the bits in these tests: the processor, one thread."""
-    return Resolution(device_kind="cpu", threads=1, precision="float32", validation_batch=4)
+    return Resolution(
+        device_kind="cpu", threads=1, precision="float32", micro_batch=16, validation_batch=4, fused=False
+    )
+
+
+@pytest.fixture
+def compute(resolution: Resolution) -> Compute:
+    """Where and how steps are computed in these tests."""
+    loading = Loading(streamed=False, num_workers=0, prefetch_factor=None, persistent_workers=False)
+    return Compute(torch.device("cpu"), resolution, loading)
 
 
 @pytest.fixture(autouse=True)

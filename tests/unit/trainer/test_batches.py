@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from trainer.batches import batch_bounds, epoch_order, images_on
+from trainer.config import PreprocessingConfig
+from trainer.data.on_demand import OnDemand
 from trainer.data.records import Dataset
 
 
@@ -50,3 +55,28 @@ def test_a_batch_is_cut_from_the_shared_array(dataset: Dataset) -> None:
     assert batch.images.shape == (2, 1, 32, 32)
     assert np.array_equal(batch.images[:, 0].numpy(), dataset.images[[4, 0]])
     assert batch.labels.tolist() == dataset.labels[[4, 0]].tolist()
+
+
+def test_images_on_demand_lie_on_no_device(dataset: Dataset) -> None:
+    """Who wants them at hand is told that they are to be streamed."""
+    unkept = OnDemand(
+        Path("/nowhere"), tuple(record.path for record in dataset.records), PreprocessingConfig(img_size=32)
+    )
+    with pytest.raises(TypeError, match="stream them"):
+        images_on(replace(dataset, images=unkept), torch.device("cpu"))
+
+
+def test_features_come_with_their_images(dataset: Dataset) -> None:
+    """A batch has the vectors of the images that were asked for."""
+    vectors = np.random.default_rng(0).random((31, 5), dtype=np.float32)
+    source = images_on(replace(dataset, features=vectors), torch.device("cpu"))
+    order = np.array([30, 2, 2, 7, 5])
+    found = list(source.batches(order, [(0, 2), (2, 5)]))
+    assert [batch.features.numpy().tolist() for batch in found] == [
+        vectors[[30, 2]].tolist(),
+        vectors[[2, 7, 5]].tolist(),
+    ]
+    assert [batch.labels.tolist() for batch in found] == [
+        dataset.labels[[30, 2]].tolist(),
+        dataset.labels[[2, 7, 5]].tolist(),
+    ]

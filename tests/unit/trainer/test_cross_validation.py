@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn import metrics as reference
 
 from trainer.config import TrainConfig
@@ -20,7 +19,7 @@ from trainer.cross_validation import CrossValidation, cross_validate, objective
 from trainer.data.folds import Folds
 from trainer.data.records import Dataset
 from trainer.errors import StopRequestedError
-from trainer.records import Resolution
+from trainer.resolve import Compute
 from trainer.seeds import Seeds
 
 Make = Callable[..., TrainConfig]
@@ -34,11 +33,11 @@ def folds(dataset: Dataset) -> Folds:
 
 
 @pytest.fixture
-def run(dataset: Dataset, folds: Folds, resolution: Resolution, listener: Any) -> Callable[..., CrossValidation]:
+def run(dataset: Dataset, folds: Folds, compute: Compute, listener: Any) -> Callable[..., CrossValidation]:
     """A function that cross-validates a configuration in a run's folder."""
 
     def call(config: TrainConfig, folder: Any, stop: Any = None) -> CrossValidation:
-        usual = {"device": torch.device("cpu"), "resolution": resolution, "listener": listener}
+        usual = {"compute": compute, "listener": listener}
         signal = stop or threading.Event()
         return cross_validate(config, dataset, folds, Seeds(42, 3), folder=folder, stop=signal, **usual)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
+from torch import nn
 
 from trainer.config import TrainConfig
 from trainer.errors import InputError
-from trainer.model import build_network
+from trainer.model import Network, build_network, heads
 from trainer.weights import load_weights
 
 Make = Callable[..., TrainConfig]
@@ -101,3 +103,87 @@ def test_wrong_names_are_refused_in_one_line(config: Make, fields: dict[str, obj
         build_network(config(**fields), 3, 0)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+FUSED = (
+    "efficientnet_b0", "resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050",
+)  # fmt: skip
+"""Heads of several families, all of them one linear layer."""
+
+
+def experienced(network: Network) -> Network:
+    """Return *network* in eval(), its batch norms as if they had seen data: else one that is left out goes unnoticed."""
+    generator = torch.Generator().manual_seed(2)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean = torch.randn(module.num_features, generator=generator) / 10
+            module.running_var = torch.rand(module.num_features, generator=generator) + 0.5
+    return network.eval()
+
+
+@pytest.mark.parametrize("arch", FUSED)
+def test_what_the_classifier_makes_of_the_features_are_the_logits(config: Make, arch: str) -> None:
+    """`embed` is what comes right before the head: the classifier on it gives what `forward` gives."""
+    network = experienced(build_network(config(arch=arch, drop_path=0.0), 3, 0))
+    (classifier,) = heads(network.model)
+    features = network.embed(pixels(2))
+    assert features.shape == (2, classifier.in_features)
+    assert torch.allclose(classifier(features), network(pixels(2)), atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", [*FUSED, "resnetv2_50", "deit_tiny_distilled_patch16_224"])
+def test_features_are_those_of_timms_headless_network(config: Make, arch: str) -> None:
+    """`embed` gives what timm's network without a head does with the same tensors, whatever the head."""
+    network = experienced(build_network(config(arch=arch, drop_path=0.0), 3, 0))
+    options = {"img_size": 32} if "patch16" in arch else {}
+    reference = timm.create_model(arch, num_classes=0, **options).eval()
+    state = network.model.state_dict()
+    reference.load_state_dict({name: state[name] for name in reference.state_dict()})
+    cfg = reference.pretrained_cfg
+    mean, std = (torch.tensor(cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    expected = reference((pixels(2).repeat(1, 3, 1, 1) / 255 - mean) / std)
+    assert torch.allclose(network.embed(pixels(2)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", [*FUSED, "efficientvit_m0", "shvit_s1"])
+def test_a_fused_network_that_ignores_the_features_is_the_plain_one(config: Make, arch: str) -> None:
+    """The head sees its own inputs as ever, those that it normalises itself among them, and the features behind them."""
+    size = 64 if arch in {"efficientvit_m0", "shvit_s1"} else 32
+    made = config(arch=arch, drop_path=0.0, img_size=size)
+    plain, fused = (experienced(build_network(made, 3, 0, n_features)) for n_features in (0, 5))
+    (narrow,), (wide,) = heads(plain.model), heads(fused.model)
+    assert wide.in_features == narrow.in_features + 5
+    with torch.no_grad():
+        wide.weight.copy_(torch.cat((narrow.weight, torch.zeros(3, 5)), dim=1))
+        wide.bias.copy_(narrow.bias)
+    images = torch.nn.functional.interpolate(pixels(2).float(), size)
+    assert torch.allclose(fused(images, torch.randn(2, 5)), plain(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "tf_efficientnet_lite0"])
+def test_the_head_learns_from_both_kinds_of_features(config: Make, arch: str) -> None:
+    """Logits depend on each feature, linearly, and the head's parameters are still the classifier's alone."""
+    network = build_network(config(arch=arch, drop_path=0.0), 3, 0, 5).eval()
+    (classifier,) = heads(network.model)
+    first, other = torch.zeros(2, 5), torch.eye(5)[1:3]
+    change = network(pixels(2), other) - network(pixels(2), first)
+    assert torch.allclose(change, other @ classifier.weight[:, -5:].T, atol=1e-5)
+    assert {id(own) for own in network.head_parameters()} == {id(own) for own in classifier.parameters()}
+    assert torch.equal(network.embed(pixels(2), other)[:, -5:], other)
+
+
+def test_features_are_dropped_like_the_networks_own(config: Make) -> None:
+    """Dropout before the head takes features of both kinds, and only while training."""
+    network = build_network(config(dropout=0.5, drop_path=0.0), 3, 0, 1000)
+    ones = torch.ones(2, 1000)
+    dropped = network.train().embed(pixels(2), ones)[:, -1000:]
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert 0.4 < (dropped == 0).float().mean() < 0.6
+    assert torch.equal(network.eval().embed(pixels(2), ones)[:, -1000:], ones)
+
+
+@pytest.mark.parametrize("arch", ["deit_tiny_distilled_patch16_224", "levit_128s", "caformer_s18", "resnetv2_50"])
+def test_a_head_that_is_not_one_linear_layer_is_refused(config: Make, arch: str) -> None:
+    """Two classifiers, one with a norm, one with a hidden layer, a convolution: one line that says what to do."""
+    with pytest.raises(InputError, match=r"embeddings_dir: the head of .* use another arch"):
+        build_network(config(arch=arch, drop_path=0.0, img_size=224), 3, 0, 5)

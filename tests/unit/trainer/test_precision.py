@@ -7,9 +7,16 @@ from typing import Literal
 import pytest
 import torch
 
-from trainer.precision import build_precision
+from trainer.precision import Precision, build_precision
 
 CPU = torch.device("cpu")
+
+
+def step(precision: Precision, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Take one step by the gradients of *loss* alone; return whether it was skipped."""
+    optimizer.zero_grad(set_to_none=True)
+    precision.backward(loss)
+    return precision.update(optimizer)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -17,7 +24,7 @@ def test_clipping_bounds_the_true_gradient(dtype: Literal["float32", "bfloat16",
     """With plain gradient descent at rate 1 the step is at most the clip norm long, scaled or not."""
     weight = torch.nn.Parameter(torch.zeros(4))
     precision = build_precision(dtype, CPU, clip_norm=0.5)
-    skipped = precision.step((weight * torch.tensor([3.0, 4.0, 0.0, 0.0])).sum(), torch.optim.SGD([weight], lr=1.0))
+    skipped = step(precision, (weight * torch.tensor([3.0, 4.0, 0.0, 0.0])).sum(), torch.optim.SGD([weight], lr=1.0))
     assert not skipped
     assert torch.allclose(weight.detach(), torch.tensor([-0.3, -0.4, 0.0, 0.0]), atol=1e-5)
 
@@ -29,15 +36,26 @@ def test_an_overflow_is_skipped_and_counted(clip_norm: float) -> None:
     optimizer = torch.optim.SGD([weight], lr=1.0)
     precision = build_precision("float16", CPU, clip_norm)
     scale = precision.scaler.get_scale()
-    assert precision.step((weight * torch.inf).sum(), optimizer)
+    assert step(precision, (weight * torch.inf).sum(), optimizer)
     assert weight.item() == 0
     assert precision.scaler.get_scale() == scale / 2
-    assert not precision.step((weight * 2).sum(), optimizer)
+    assert not step(precision, (weight * 2).sum(), optimizer)
     assert weight.item() != 0
+
+
+def test_gradients_of_parts_add_up_before_they_are_clipped() -> None:
+    """Two backward passes and one update: the clip sees their sum, (3, 4) scaled to a length of 0.5."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    precision = build_precision("float16", CPU, clip_norm=0.5)
+    precision.backward((weight * torch.tensor([3.0, 0.0])).sum())
+    precision.backward((weight * torch.tensor([0.0, 4.0])).sum())
+    assert not precision.update(optimizer)
+    assert torch.allclose(weight.detach(), torch.tensor([-0.3, -0.4]), atol=1e-5)
 
 
 def test_without_a_scaler_nothing_is_skipped() -> None:
     """In float32 a bad gradient is not hidden: the loss will show it."""
     weight = torch.nn.Parameter(torch.zeros(1))
     precision = build_precision("float32", CPU, 1.0)
-    assert not precision.step((weight * torch.inf).sum(), torch.optim.SGD([weight], lr=1.0))
+    assert not step(precision, (weight * torch.inf).sum(), torch.optim.SGD([weight], lr=1.0))

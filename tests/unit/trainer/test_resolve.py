@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from trainer.config import TrainConfig
+from trainer.data.records import Dataset
 from trainer.errors import InputError
 from trainer.resolve import enforce, resolve, resolve_device
 from trainer.seeds import Seeds, epoch_seed, step_seed
@@ -38,17 +40,35 @@ def test_the_processor_is_always_there() -> None:
         ({"amp": "off", "amp_dtype": "float16"}, "float32"),
     ],
 )
-def test_precision_on_the_processor(config: Make, fields: dict[str, str], precision: str) -> None:
+def test_precision_on_the_processor(config: Make, dataset: Dataset, fields: dict[str, str], precision: str) -> None:
     """Off unless asked for, and bfloat16 then."""
-    assert resolve(config(**fields), CPU, 2).precision == precision
+    assert resolve(config(**fields), dataset, CPU, threads=2).precision == precision
 
 
-def test_the_resolution_is_enforced(config: Make) -> None:
+def test_a_batch_that_fits_goes_whole_and_a_smaller_one_may_be_asked_for(config: Make, dataset: Dataset) -> None:
+    """What is asked for wins, and is never more than the batch."""
+    assert resolve(config(), dataset, CPU, threads=1).micro_batch == 4
+    assert resolve(config(), dataset, CPU, threads=1, micro_batch=2).micro_batch == 2
+    assert resolve(config(), dataset, CPU, threads=1, micro_batch=9).micro_batch == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "fused"),
+    [({}, False), ({"fused_optim": True}, True), ({"amp": "on", "amp_dtype": "float16"}, True)],
+)
+def test_the_optimiser_is_fused_where_it_is_asked_for_or_saves_a_wait(
+    config: Make, dataset: Dataset, fields: dict[str, Any], *, fused: bool
+) -> None:
+    """float16 needs it, else its scaler waits for the device in every step."""
+    assert resolve(config(**fields), dataset, CPU, threads=1).fused is fused
+
+
+def test_the_resolution_is_enforced(config: Make, dataset: Dataset) -> None:
     """Threads and determinism of the process are what was settled."""
-    enforce(resolve(config(), CPU, 1), deterministic=True)
+    enforce(resolve(config(), dataset, CPU, threads=1), deterministic=True)
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()
-    enforce(resolve(config(), CPU, 2), deterministic=False)
+    enforce(resolve(config(), dataset, CPU, threads=2), deterministic=False)
     assert torch.get_num_threads() == 2
     assert not torch.are_deterministic_algorithms_enabled()
 

@@ -18,7 +18,7 @@ from trainer.data.cache import open_dataset
 from trainer.data.dicom import read_mammogram
 from trainer.data.preprocess import preprocess
 from trainer.data.records import Code, Dataset
-from trainer.errors import DataError, InputError
+from trainer.errors import DataError, InputError, OtherDataError
 
 CONFIG = PreprocessingConfig(img_size=64)
 SCRIPT = """
@@ -225,6 +225,39 @@ def test_a_damaged_cache(phantom: Path, tmp_path: Path) -> None:
     np.save(array, np.zeros((63, 64, 64), np.uint8))
     with pytest.raises(DataError, match=r"damaged.*63.*64 images"):
         opened(phantom, tmp_path)
+
+
+@pytest.mark.parametrize("cache_mode", ["memory", "none"])
+def test_modes_that_keep_nothing_on_the_disk(archive: Path, tmp_path: Path, cache_mode: str) -> None:
+    """Hash, records, rejections and pixels are those of the cache, every image is decoded once, and no file is left."""
+    folder = archive / "archive" / "0000002"
+    (folder / "L_CC.dcm").write_text("<html>")
+    with (folder / "R_CC.dcm").open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) - 2000)
+    (archive / "archive" / "unlabelled").mkdir()
+    (archive / "archive" / "unlabelled" / "x").touch()
+    calls: list[tuple[int, int]] = []
+    arguments = {"cache_mode": cache_mode, "progress": lambda done, total: calls.append((done, total))}
+    data = opened(archive, tmp_path / "nowhere", **arguments)
+    assert not (tmp_path / "nowhere").exists()
+    cached = opened(archive, tmp_path / "cache")
+    assert len(calls) == calls[-1][1] >= 62
+    assert (data.data_hash, data.records, data.class_names) == (cached.data_hash, cached.records, cached.class_names)
+    assert data.rejections == cached.rejections
+    assert data.images.shape == cached.images.shape == (62, 64, 64)
+    everything = data.images if cache_mode == "memory" else data.images.read(np.arange(62))
+    np.testing.assert_array_equal(everything, cached.images)
+
+
+def test_errors_without_a_cache(archive: Path, tmp_path: Path) -> None:
+    """Too many broken files and other data than those that were expected are refused as with a cache."""
+    with pytest.raises(OtherDataError):
+        opened(archive, tmp_path / "nowhere", cache_mode="none", expected_hash="0" * 64)
+    for path in (archive / "archive" / "0000002").iterdir():
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"4 of 64 images are broken \(TRUNCATED 4\)"):
+        opened(archive, tmp_path / "nowhere", cache_mode="none")
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_real_films(real_data: Path, tmp_path: Path) -> None:

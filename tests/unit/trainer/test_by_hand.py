@@ -1,0 +1,196 @@
+"""A run by hand: what is chosen is recorded and repeated, where images are kept changes nothing, a resumed run stays itself."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from trainer.by_hand import train_density
+from trainer.cli import checked, config_options, flag, run_config, to_flags
+from trainer.config import RunConfig
+from trainer.data.phantom import make_phantom
+from trainer.errors import InputError
+from trainer.run_record import alone_in, read_run, resumed_config
+from trainer.summary import Summary
+
+TINY = {"arch": "test_efficientnet", "weights": "none", "img_size": 32, "epochs": 2, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic archive of 24 patients."""
+    folder = tmp_path_factory.mktemp("archive")
+    make_phantom(folder, patients=24, seed=1)
+    return folder
+
+
+@pytest.fixture
+def given(archive: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A function that returns the flags of a tiny run on the archive, with what else it is given."""
+
+    def make(**flags: Any) -> dict[str, Any]:
+        places = {"csv": archive / "classificacao.csv", "dicom_root": archive / "archive", "outdir": tmp_path / "runs"}
+        return {**places, **TINY, **flags}
+
+    return make
+
+
+@pytest.fixture
+def train(given: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., tuple[Path, Summary]]:
+    """A function that trains a tiny run with these flags."""
+    return lambda **flags: train_density(run_config(given(**flags)), tmp_path / "outputs")
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """Return the epochs in *folder* without their times."""
+    records: list[dict[str, Any]] = json.loads((folder / "train_history.json").read_text())
+    return [{name: each[name] for name in each if name not in {"seconds", "images_per_second"}} for each in records]
+
+
+def parsed(command: str) -> RunConfig:
+    """Return the configuration that a command line makes."""
+
+    @click.command()
+    @config_options(RunConfig)
+    def train_density(**flags: Any) -> dict[str, Any]:
+        return flags
+
+    program, name, *arguments = shlex.split(command)
+    assert (program, name) == ("mammography", "train-density")
+    return run_config(train_density.main(arguments, standalone_mode=False))
+
+
+def test_what_is_chosen_is_recorded_and_the_command_repeats_it(
+    train: Callable[..., tuple[Path, Summary]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a batch size one is chosen; the command in the summary names it and trains the same again."""
+    caplog.set_level("INFO")
+    first, summary = train()
+    assert summary.loader_heuristics
+    assert summary.batch_size == summary.resolution.micro_batch == 16
+    assert summary.loading.streamed is False
+    assert "batch size 16 in parts of 16" in (first / "run.log").read_text()
+    repeated = parsed(summary.command)
+    assert "batch_size" in repeated.model_fields_set
+    second, again = train_density(repeated, tmp_path / "outputs")
+    assert second.name == "results_2"
+    assert history(second) == history(first)
+    assert again.command == summary.command
+
+
+def test_flags_win_over_what_would_be_chosen(train: Callable[..., tuple[Path, Summary]]) -> None:
+    """A batch size, parts of it and threads are taken as asked, and without the heuristics the default is."""
+    _, summary = train(batch_size=6, micro_batch=3)
+    assert (summary.batch_size, summary.resolution.micro_batch, summary.threads) == (6, 3, 1)
+    _, summary = train(loader_heuristics=False)
+    assert (summary.batch_size, summary.loader_heuristics) == (16, False)
+
+
+def test_where_decoded_images_are_kept_changes_no_number(
+    train: Callable[..., tuple[Path, Summary]], tmp_path: Path
+) -> None:
+    """On the disk, in memory, or decoded again by reading processes each time: the same history and data hash."""
+    disk, one = train()
+    assert (tmp_path / "outputs" / "cache").is_dir()
+    memory, two = train(cache_mode="memory", cache_dir=tmp_path / "nothing")
+    workers = {"num_workers": 1, "prefetch_factor": 3, "persistent_workers": True}
+    none, three = train(cache_mode="none", cache_dir=tmp_path / "nothing", **workers)
+    assert history(memory) == history(none) == history(disk)
+    assert one.data_hash == two.data_hash == three.data_hash
+    assert three.loading.model_dump() == {"streamed": True, **workers}
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_split_leaves_curves_and_a_record(train: Callable[..., tuple[Path, Summary]]) -> None:
+    """What a cross-validation has for all folds, one split has for itself."""
+    folder, summary = train(export_embeddings=True)
+    assert (folder / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "embeddings_val.npy").exists()
+    assert read_run(folder).config.batch_size == summary.batch_size
+
+
+def test_a_resumed_run_refuses_to_become_another(train: Callable[..., tuple[Path, Summary]]) -> None:
+    """The flag is named; nothing is trained."""
+    folder, _ = train(epochs=1)
+    refused = (
+        ({"lr": "0.5"}, "--lr: the run in .* has 0.0001, and a resumed run keeps it, got 0.5"),
+        ({"cv_folds": "3"}, "--cv-folds: the run in"),
+        ({"batch_size": "4"}, "--batch-size: the run in"),
+        ({"img_size": "31"}, "--img-size"),
+        ({"cv_outdir": "elsewhere", "cv_folds": "3"}, "--cv-"),
+    )
+    for flags, message in refused:
+        with pytest.raises(InputError, match=message):
+            resumed_config(folder, flags)
+
+
+def test_a_resumed_run_may_find_its_data_elsewhere(
+    train: Callable[..., tuple[Path, Summary]], given: Callable[..., dict[str, Any]], archive: Path, tmp_path: Path
+) -> None:
+    """A copy of the archive is the same data, and other data are refused by their hash."""
+    folder, summary = train(cv_folds=2, cv_outdir=tmp_path / "folds")
+    (tmp_path / "copy").symlink_to(archive)
+    moved = given(
+        csv=str(tmp_path / "copy" / "classificacao.csv"), cv_folds="2", cv_outdir=str(folder), num_workers="3"
+    )
+    config = resumed_config(folder, moved)
+    assert config.csv == tmp_path / "copy" / "classificacao.csv"
+    again, repeated = train_density(config, tmp_path / "outputs", resume=folder)
+    assert (again, repeated.value, repeated.started_at) == (folder, summary.value, summary.started_at)
+    labels = (archive / "classificacao.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "fewer.csv").write_text("".join(labels[:-1]))
+    other = resumed_config(folder, {"csv": str(tmp_path / "fewer.csv")})
+    with pytest.raises(InputError, match="was begun with data"):
+        train_density(other, tmp_path / "outputs", resume=folder)
+
+
+def test_other_versions_are_said(
+    train: Callable[..., tuple[Path, Summary]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run goes on, and the log says that its last bits may differ."""
+    folder, _ = train()
+    content = json.loads((folder / "run.json").read_text())
+    content["versions"]["torch"] = "1.0"
+    (folder / "run.json").write_text(json.dumps(content))
+    train_density(resumed_config(folder, {}), tmp_path / "outputs", resume=folder)
+    assert "the last bits may differ: torch 1.0 ->" in caplog.text
+
+
+def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
+    """The second is refused; once the first has left, the folder is free."""
+    with alone_in(tmp_path), pytest.raises(InputError, match="another process trains in it"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("content", [None, "{}", "nothing of ours"])
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, content: str | None) -> None:
+    """In one line that names it."""
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match=f"--resume {tmp_path}"):
+        resumed_config(tmp_path, {})
+
+
+def test_every_field_goes_through_the_command_line_and_back(given: Callable[..., dict[str, Any]]) -> None:
+    """Each field at another value than its default becomes a flag that gives the same configuration."""
+    other = {
+        bool: lambda default: not default,
+        int: lambda default: (default or 3) + 1,
+        float: lambda default: (default or 0.25) * 0.5,
+    }
+    values: dict[str, Any] = {"epochs": 9, "sampler": "weighted", "class_weights": (1.0, 2.5), "loss": "ordinal"}
+    for name, field in RunConfig.model_fields.items():
+        if type(field.default) in other and name not in {"rescale_high", "epochs"}:
+            values[name] = other[type(field.default)](field.default)
+    config = checked(RunConfig, given(**values, cv_folds=3, cv_outdir="folds", micro_batch=2, embeddings_dir="vectors"))
+    assert parsed(shlex.join(["mammography", "train-density", *to_flags(config)])) == config
+    assert len(values) > 25
+    assert flag("embeddings_dir") == "--embeddings-dir"

@@ -98,7 +98,7 @@ def checked(config_class: type[Config], given: Mapping[str, Any]) -> Config:
 
 
 def to_flags(config: BaseModel) -> list[str]:
-    """Return the flags that make *config*: those that differ from their defaults, and what would be chosen if it were left out."""
+    """Return the flags that make *config*: those that differ from their defaults, or whose absence would mean a choice."""
     flags: list[str] = []
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)

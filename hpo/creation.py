@@ -17,7 +17,7 @@ from trainer.balance import resolve_balance
 from trainer.data.folds import Folds, make_folds, to_csv
 from trainer.data.records import Dataset
 from trainer.data.report import summary
-from trainer.embeddings import attach, features_hash
+from trainer.embeddings import attach
 from trainer.errors import InputError
 from trainer.model import check_arch
 from trainer.weights import load_weights
@@ -93,8 +93,8 @@ def settle_embeddings(file: StudyFile, dataset: Dataset) -> StudyFile:
     Raises:
         InputError: A folder has no vector for an image, or is not what it must be.
     """
-    folders = {config.embeddings_dir for config in file.space().corners()} - {None}
-    hashes = {str(folder): features_hash(attach(dataset, folder)) for folder in folders if folder is not None}
+    folders = {config.embeddings_dir for config in file.space().corners()}
+    hashes = {str(folder): attach(dataset, folder).features_hash for folder in folders if folder is not None}
     return file.model_copy(update={"data": file.data.model_copy(update={"embeddings": hashes})})
 
 

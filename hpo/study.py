@@ -23,7 +23,7 @@ from trainer.data.cache import open_dataset
 from trainer.data.folds import Folds, from_csv
 from trainer.data.records import Dataset
 from trainer.data.report import write_report
-from trainer.embeddings import attach, features_hash
+from trainer.embeddings import attach
 from trainer.errors import OtherDataError
 from trainer.files import write_text
 from trainer.provenance import commit, versions
@@ -144,8 +144,8 @@ def with_embeddings(file: StudyFile, dataset: Dataset, folder: Path | None) -> D
     if folder is None:
         return dataset
     attached = attach(dataset, folder)
-    expected, found = file.data.embeddings.get(str(folder)), features_hash(attached)
-    if expected is not None and expected != found:
+    expected, found = file.data.embeddings.get(str(folder)), attached.features_hash
+    if expected is not None and found is not None and expected != found:
         raise NotTheStudysDataError(file.study, expected, found)
     return attached
 

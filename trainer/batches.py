@@ -68,7 +68,7 @@ class Images:
         )
 
 
-_uploaded: dict[tuple[str, torch.device], Images] = {}
+_uploaded: dict[tuple[str, str | None, torch.device], Images] = {}
 
 
 def images_on(dataset: Dataset, device: torch.device) -> Images:
@@ -79,7 +79,7 @@ def images_on(dataset: Dataset, device: torch.device) -> Images:
     """
     if device.type == "cpu":
         return _tensors(dataset, device)
-    key = (dataset.data_hash, device)
+    key = (dataset.data_hash, dataset.features_hash, device)
     if key not in _uploaded:
         _uploaded.clear()  # before the upload: both together may not fit
         _uploaded[key] = _tensors(dataset, device)
@@ -88,12 +88,12 @@ def images_on(dataset: Dataset, device: torch.device) -> Images:
 
 def is_uploaded(dataset: Dataset, device: torch.device) -> bool:
     """Return whether this process has *dataset* on *device*, a GPU."""
-    return (dataset.data_hash, device) in _uploaded
+    return (dataset.data_hash, dataset.features_hash, device) in _uploaded
 
 
 def uploaded_bytes(device: torch.device) -> int:
     """Return the bytes of the images that this process has on *device*, a GPU, and gives up when others come."""
-    return sum(images.pixels.nbytes for (_, place), images in _uploaded.items() if place == device)
+    return sum(images.pixels.nbytes for (_, _, place), images in _uploaded.items() if place == device)
 
 
 def forget_uploaded() -> None:

@@ -107,8 +107,7 @@ def train_density(
         run.write(folder)
     else:
         run, folder = read_run(resume), resume
-        found = {"data_hash": dataset.data_hash, "folds_hash": _hash(division, dataset)}
-        check_same(run, folder, device_kind=device_kind(device), **found)
+        check_same(run, folder, device_kind=device_kind(device), dataset=dataset, folds_hash=_hash(division, dataset))
         run = run.model_copy(update={"config": config})
     with alone_in(folder), log_to(folder / "run.log"):
         logger.info("%s", summary(dataset), extra={"action": "data_opened"})
@@ -160,6 +159,7 @@ def _settle(config: RunConfig, dataset: Dataset, division: Division, device: tor
         config=config,
         resolution=resolution,
         data_hash=dataset.data_hash,
+        embeddings_hash=dataset.features_hash,
         folds_hash=_hash(division, dataset),
         versions=versions(),
         started_at=datetime.now(UTC),
@@ -188,9 +188,8 @@ def _train(
         cross_validated=config.cv_folds is not None,
         seed=config.seed,
         compute=compute,
-        data_hash=dataset.data_hash,
+        dataset=dataset,
         folds_hash=run.folds_hash,
-        rejected=dataset.rejected(),
         command=command(run),
         started_at=run.started_at,
         finished_at=datetime.now(UTC),

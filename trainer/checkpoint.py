@@ -38,6 +38,8 @@ class Origin(Strict):
     seed: int
     """Of the fold."""
     data_hash: str
+    features_hash: str | None
+    """Of another backbone's vectors, where there are any."""
     split_hash: str
     """sha256 over the images of both sides."""
     resolution: Resolution
@@ -174,7 +176,7 @@ def _flat(origin: Origin) -> dict[str, Any]:
     """
     Return what decides the numbers in *origin*, the fields of the configuration and the resolution among them.
 
-    Where the vectors of another backbone lie does not: the data hash says what they are.
+    Where the vectors of another backbone lie does not: their hash says what they are.
     """
     parts = (origin, origin.config, origin.resolution)
     left_out = {"config", "resolution", "embeddings_dir", *CHANGES_NO_NUMBER}

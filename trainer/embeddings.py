@@ -145,7 +145,7 @@ class _Row:
 
 def attach(dataset: Dataset, folder: Path) -> Dataset:
     """
-    Return *dataset* with the vectors in *folder* as its features, which its hash covers then.
+    Return *dataset* with the vectors in *folder* as its features.
 
     An image gets the vector of its own path, else the one vector of its accession number, if that is of no other image here.
 
@@ -159,17 +159,13 @@ def attach(dataset: Dataset, folder: Path) -> Dataset:
             f"{folder / METADATA}: {len(rows)} rows, expected {len(vectors)}: one for each row of {FEATURES}"
         )
     features = vectors[_match(dataset.records, rows, folder)]
-    attached = dataclasses.replace(dataset, features=features)
-    both = f"{dataset.data_hash} {features_hash(attached)}"
-    return dataclasses.replace(attached, data_hash=hashlib.sha256(both.encode()).hexdigest())
+    return dataclasses.replace(dataset, features=features, features_hash=_hash(features))
 
 
-def features_hash(dataset: Dataset) -> str:
-    """Return the sha256, in hex, over the features of *dataset*, which has some: shape and numbers."""
-    if dataset.features is None:
-        raise ValueError("the data set has no features")
-    digest = hashlib.sha256(str(dataset.features.shape).encode())
-    digest.update(dataset.features.astype("<f4", copy=False).tobytes())
+def _hash(features: NDArray[np.float32]) -> str:
+    """Return the sha256, in hex, over shape and numbers of *features*."""
+    digest = hashlib.sha256(str(features.shape).encode())
+    digest.update(features.astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
 
 

@@ -126,6 +126,7 @@ def _task(config: TrainConfig, dataset: Dataset, split: Split, seed: int, resolu
         fold=split.fold,
         seed=seed,
         data_hash=dataset.data_hash,
+        features_hash=dataset.features_hash,
         split_hash=split_hash(split.train, split.validation),
         resolution=resolution,
         class_names=dataset.class_names,

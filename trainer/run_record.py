@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from trainer.cli import checked, flag
 from trainer.config import CHANGES_NO_NUMBER, RunConfig, Strict
+from trainer.data.records import Dataset
 from trainer.errors import InputError
 from trainer.files import write_text
 from trainer.provenance import versions
@@ -33,6 +34,8 @@ class Run(Strict):
     """With what was chosen for it, such as the batch size."""
     resolution: Resolution
     data_hash: str
+    embeddings_hash: str | None
+    """Of another backbone's vectors, where there are any."""
     folds_hash: str
     versions: dict[str, str]
     started_at: datetime
@@ -78,18 +81,24 @@ def resumed_config(folder: Path, given: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def check_same(run: Run, folder: Path, *, device_kind: str, data_hash: str, folds_hash: str) -> None:
+def check_same(run: Run, folder: Path, *, device_kind: str, dataset: Dataset, folds_hash: str) -> None:
     """
     Accept what was found for the run in *folder* if it is what the run was begun with; warn of other library versions.
 
     Raises:
         InputError: the first thing that differs.
     """
-    found = {"device": device_kind, "data": data_hash, "folds": folds_hash}
-    begun = {"device": run.resolution.device_kind, "data": run.data_hash, "folds": run.folds_hash}
-    for name, value in found.items():
-        if begun[name] != value:
-            raise InputError(f"--resume {folder}: was begun with {name} {begun[name]:.40}, here it is {value:.40}")
+    pairs = {
+        "device": (run.resolution.device_kind, device_kind),
+        "data": (run.data_hash, dataset.data_hash),
+        "embeddings": (run.embeddings_hash, dataset.features_hash),
+        "folds": (run.folds_hash, folds_hash),
+    }
+    for name, (begun, found) in pairs.items():
+        if begun != found:
+            raise InputError(
+                f"--resume {folder}: was begun with {name} {begun or 'none':.40}, here: {found or 'none':.40}"
+            )
     other = [
         f"{name} {run.versions.get(name)} -> {now}" for name, now in versions().items() if run.versions.get(name) != now
     ]

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from trainer.config import Strict, TrainConfig
+from trainer.data.records import Dataset
 from trainer.loading import Loading
 from trainer.provenance import commit, versions
 from trainer.records import FoldResult, Resolution
@@ -42,6 +43,8 @@ class Summary(Strict):
     loader_heuristics: bool
     """Whether what no flag said was chosen: then `batch_size`, `resolution.micro_batch` and `loading` hold what was."""
     data_hash: str
+    embeddings_hash: str | None
+    """Of another backbone's vectors, where there are any."""
     folds_hash: str
     rejected: dict[str, int]
     """Images and labels that were not used, by code."""
@@ -59,9 +62,8 @@ def summarise(
     cross_validated: bool,
     seed: int,
     compute: Compute,
-    data_hash: str,
+    dataset: Dataset,
     folds_hash: str,
-    rejected: dict[str, int],
     command: str,
     started_at: datetime,
     finished_at: datetime,
@@ -94,9 +96,10 @@ def summarise(
             "resolution": compute.resolution,
             "loading": compute.loading,
             "loader_heuristics": config.loader_heuristics,
-            "data_hash": data_hash,
+            "data_hash": dataset.data_hash,
+            "embeddings_hash": dataset.features_hash,
             "folds_hash": folds_hash,
-            "rejected": rejected,
+            "rejected": dataset.rejected(),
             "command": command,
             "started_at": started_at,
             "finished_at": finished_at,

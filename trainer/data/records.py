@@ -101,7 +101,9 @@ class Dataset:
     data_hash: str
     """sha256 over relative paths, contents, labels, patients and preprocessing; not over places or times."""
     features: NDArray[np.float32] | None = None
-    """(N, D) float32: a vector of a frozen backbone for each image. Part of the hash where there are any."""
+    """(N, D) float32: a vector of a frozen backbone for each image."""
+    features_hash: str | None = None
+    """sha256 over the features; None without any."""
 
     @property
     def labels(self) -> NDArray[np.int64]:

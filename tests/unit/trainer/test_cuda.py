@@ -75,6 +75,7 @@ def learner_of(config: TrainConfig, dataset: Dataset, split: Split, resolution: 
         fold=0,
         seed=1,
         data_hash="d",
+        features_hash=None,
         split_hash="s",
         resolution=resolution,
         class_names=dataset.class_names,
@@ -114,7 +115,7 @@ def test_no_step_waits_for_the_device(
     made = config(loss=loss, **fields)
     resolution = resolve(made, dataset, gpu, threads=1, micro_batch=2)
     enforce(resolution)
-    data = replace(dataset, features=np.ones((len(dataset.records), 5), dtype=np.float32), data_hash="with features")
+    data = replace(dataset, features=np.ones((len(dataset.records), 5), dtype=np.float32), features_hash="of ones")
     with open_source(data, gpu, RESIDENT) as source:
         learner = learner_of(made, data, split, resolution, source)
         learner.network.train()

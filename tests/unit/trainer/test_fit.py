@@ -198,7 +198,7 @@ def test_another_backbones_vectors_reach_the_head(
     fields = {"epochs": 12, "dropout": 0.0, "freeze": "backbone", "train_augment": False, "lr": 3e-2}
     useless = replace(dataset, images=np.zeros_like(dataset.images))
     without = run(config(**fields), tmp_path / "without", dataset=useless)
-    result = run(config(**fields), tmp_path / "with", dataset=replace(useless, features=told, data_hash="other"))
+    result = run(config(**fields), tmp_path / "with", dataset=replace(useless, features=told, features_hash="other"))
     assert result.score == 1
     assert without.score is not None
     assert without.score < 0.5

@@ -18,25 +18,29 @@ from trainer.memory import Footprint, choose_batch_size, even_parts, fitting_pow
 Make = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 PEAK = """
-import json, resource, sys, torch
+import json, re, torch
+from pathlib import Path
 from trainer import memory
 from trainer.config import TrainConfig
 torch.set_num_threads(1)
 config = TrainConfig(arch="tf_efficientnet_lite0", weights="none", img_size=160)
 footprint = memory.measure(config, 4, torch.device("cpu"), "float32")
 network = memory.build_network(config, 4, 0).train()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak():  # of this process; getrusage's begins with that of the one which started it
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+before = peak()
 memory._step(network, config, 24, torch.device("cpu"), "float32")
-grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-print(json.dumps([footprint.fixed_bytes + 24 * footprint.image_bytes, grown]))
+print(json.dumps([footprint.fixed_bytes + 24 * footprint.image_bytes, peak() - before]))
 """
 
 
 def test_the_estimate_is_near_what_a_process_really_takes() -> None:
-    """One step on 24 images in a fresh process: its resident memory grew by what was foretold, within a third."""
+    """One step on 24 images in a fresh process: its resident memory grew by no more than was foretold, and not by much less."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     foretold, grown = json.loads(done.stdout)
-    assert foretold == pytest.approx(grown, rel=0.35)
+    assert 0.6 * foretold < grown < 1.1 * foretold
 
 
 def test_a_footprint_grows_with_the_image_and_shrinks_with_a_frozen_backbone(config: Make) -> None:

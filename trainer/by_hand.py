@@ -23,7 +23,7 @@ from trainer.data.labels import read_labels
 from trainer.data.records import Dataset
 from trainer.data.report import summary, write_report
 from trainer.embeddings import attach
-from trainer.errors import InputError
+from trainer.errors import InputError, StopRequestedError
 from trainer.files import write_text
 from trainer.fit import fit
 from trainer.loading import settle_loading
@@ -91,6 +91,7 @@ def train_density(
     Raises:
         InputError: Wrong input, a folder that is not empty, or a run that cannot be continued here.
         DataError: The data cannot be used.
+        StopRequestedError: Asked to stop; the message says how to go on.
     """
     # Before images are decoded for hours: what can be found wrong without them.
     if resume is None:
@@ -112,7 +113,10 @@ def train_density(
     with alone_in(folder), log_to(folder / "run.log"):
         logger.info("%s", summary(dataset), extra={"action": "data_opened"})
         write_report(folder / "data_report.csv", dataset.rejections)
-        return folder, _train(run, dataset, division, device, folder, stop or threading.Event())
+        try:
+            return folder, _train(run, dataset, division, device, folder, stop or threading.Event())
+        except StopRequestedError as error:
+            raise StopRequestedError(f"{error}; go on with: mammography train-density --resume {folder}") from error
 
 
 def _open(config: RunConfig, outputs: Path, progress: Callable[[int, int], None] | None) -> Dataset:

@@ -12,6 +12,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -88,8 +89,14 @@ def test_search_from_nothing_to_a_ranked_study(laboratory: Laboratory) -> None:
 
 
 def test_trial_by_hand_gives_the_same_number(laboratory: Laboratory) -> None:
-    """The command in a trial's `summary.json` trains the same again, to the bit, without a database."""
-    laboratory.study(STUDY.replace("trials: 4", "trials: 2"))
+    """
+    The command in a trial's `summary.json` trains the same again, to the bit, without a database; here with another
+    backbone's vectors, which a worker that finds others refuses.
+    """
+    network = ("--arch", "tf_efficientnet_lite0", "--weights", "bundled", "--img-size", 32)
+    laboratory.ok("embed", *laboratory.data, *network, "--outdir", "vectors")
+    more = "embeddings_dir: vectors, loss: ordinal, plateau_scheduler: true, fused_optim: true, batch_size: 8"
+    laboratory.study(STUDY.replace("trials: 4", "trials: 2").replace("batch_size: 8", more))
     laboratory.ok("launch", "small", "--workers", 1)
     trial = laboratory.outputs / "small" / "trial_0001"
     command = shlex.split(json.loads((trial / "summary.json").read_text())["command"])
@@ -99,6 +106,11 @@ def test_trial_by_hand_gives_the_same_number(laboratory: Laboratory) -> None:
     assert (again / "oof_predictions.csv").read_bytes() == (trial / "oof_predictions.csv").read_bytes()
     first, second = (json.loads((folder / "cv_summary.json").read_text()) for folder in (trial, again))
     assert first == second
+    vectors = np.load(laboratory.folder / "vectors" / "features.npy")
+    np.save(laboratory.folder / "vectors" / "features.npy", vectors + 1)
+    refused = laboratory.run("worker", "small")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "the data differ from those of study 'small'" in refused.err
 
 
 def test_every_image_is_predicted_once_by_a_model_that_never_saw_its_patient(laboratory: Laboratory) -> None:

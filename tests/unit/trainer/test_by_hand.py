@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from trainer.by_hand import train_density
 from trainer.cli import checked, config_options, flag, run_config, to_flags
 from trainer.config import RunConfig
 from trainer.data.phantom import make_phantom
-from trainer.errors import InputError
+from trainer.errors import InputError, StopRequestedError
 from trainer.run_record import alone_in, read_run, resumed_config
 from trainer.summary import Summary
 
@@ -148,6 +149,17 @@ def test_a_resumed_run_may_find_its_data_elsewhere(
     other = resumed_config(folder, {"csv": str(tmp_path / "fewer.csv")})
     with pytest.raises(InputError, match="was begun with data"):
         train_density(other, tmp_path / "outputs", resume=folder)
+
+
+def test_a_stop_says_how_to_go_on(given: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """In the one line that ends the run, and that is enough to finish it."""
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(StopRequestedError, match="go on with: mammography train-density --resume") as caught:
+        train_density(run_config(given()), tmp_path / "outputs", stop=stop)
+    folder = Path(str(caught.value).rpartition(" ")[2])
+    _, summary = train_density(resumed_config(folder, {}), tmp_path / "outputs", resume=folder)
+    assert summary.value is not None
 
 
 def test_other_versions_are_said(

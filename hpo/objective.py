@@ -143,7 +143,7 @@ def begin(station: Station, claim: Claim) -> Trial:
     config = study.space.configure(params)
     dataset, folds = station.data(config)
     settled = station.claims.settle_resolution(
-        claim, resolve(config, dataset, station.device, threads=station.threads).model_dump(mode="json")
+        claim, lambda: resolve(config, dataset, station.device, threads=station.threads).model_dump(mode="json")
     )
     n_batches = len(batch_bounds(folds.largest_training_side, config.batch_size))
     compute = Compute(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -139,21 +139,28 @@ class Claims:
             )
             return beaten.rowcount == 1
 
-    def settle_resolution(self, claim: Claim, resolution: Mapping[str, Any]) -> dict[str, Any]:
-        """Store what decides the bits, unless an earlier attempt did; return what is stored."""
+    def settle_resolution(self, claim: Claim, resolve: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what decides the bits, as an earlier attempt settled it; else call *resolve*, and store what it returns."""
+        stored = self.patience.call(self._resolution, claim)
+        return stored if stored is not None else self.patience.call(self._store_resolution, claim, resolve())
 
-        def settle() -> dict[str, Any]:
-            with self._mine(claim) as connection:
-                stored: dict[str, Any] = connection.execute(
-                    sa.text(
-                        "update mammography.claim set resolution = coalesce(resolution, cast(:resolution as jsonb)),"
-                        " device_kind = coalesce(device_kind, :kind) where trial_id = :trial returning resolution"
-                    ),
-                    {"trial": claim.trial_id, "resolution": json.dumps(resolution), "kind": self.device_kind},
-                ).scalar_one()
-                return stored
+    def _resolution(self, claim: Claim) -> dict[str, Any] | None:
+        with self._mine(claim) as connection:
+            stored: dict[str, Any] | None = connection.execute(
+                sa.text("select resolution from mammography.claim where trial_id = :trial"), {"trial": claim.trial_id}
+            ).scalar_one()
+            return stored
 
-        return self.patience.call(settle)
+    def _store_resolution(self, claim: Claim, resolution: Mapping[str, Any]) -> dict[str, Any]:
+        with self._mine(claim) as connection:
+            stored: dict[str, Any] = connection.execute(
+                sa.text(
+                    "update mammography.claim set resolution = coalesce(resolution, cast(:resolution as jsonb)),"
+                    " device_kind = coalesce(device_kind, :kind) where trial_id = :trial returning resolution"
+                ),
+                {"trial": claim.trial_id, "resolution": json.dumps(resolution), "kind": self.device_kind},
+            ).scalar_one()
+            return stored
 
     def settle_parameters(
         self,

@@ -100,16 +100,16 @@ def write_embeddings(
     folder: Path, embeddings: NDArray[np.float32], records: Sequence[ImageRecord], class_names: tuple[str, ...]
 ) -> None:
     """
-    Write the (V, K) *embeddings* of the images in *records* as `embeddings_val.npy`, and whose they are as a CSV in the same
-    order: image, accession, patient, label.
+    Write the (V, K) *embeddings* of the images in *records* as `embeddings_val.npy`, and before it whose they are as a CSV in
+    the same order: image, accession, patient, label.
     """
-    with written_whole(folder / EMBEDDINGS) as temporary, temporary.open("wb") as stream:
-        np.save(stream, embeddings, allow_pickle=False)
     index = (folder / EMBEDDINGS).with_suffix(".csv")
     with written_whole(index) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", "accession", "patient", "label"])
         writer.writerows([each.path, each.accession, each.patient, class_names[each.label]] for each in records)
+    with written_whole(folder / EMBEDDINGS) as temporary, temporary.open("wb") as stream:
+        np.save(stream, embeddings, allow_pickle=False)
 
 
 def read_fold(folder: Path) -> FoldResult:
@@ -141,7 +141,7 @@ def write_predictions(
         path: of the CSV.
         predictions: N of them.
         class_names: in label order.
-        folds: N folds, for a column after the image; none for no such column.
+        folds: N folds, for a last column; None for no such column.
     """
     last = [] if folds is None else ["fold"]
     tails: Iterable[list[int]] = ([] for _ in predictions.images) if folds is None else ([fold] for fold in folds)

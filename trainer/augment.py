@@ -55,9 +55,9 @@ def augment(images: Tensor, config: AugmentationConfig, seed: int) -> Tensor:
 def draw(n_images: int, config: AugmentationConfig, seed: int, device: torch.device) -> Changes:
     """Return the changes of *n_images* images, drawn on *device* from *seed*."""
     generator = torch.Generator(device).manual_seed(seed)
-    uniform = torch.rand(n_images, _DRAWS, generator=generator, device=device).unbind(dim=1)
-    flip, *others = uniform
-    angle, across, down, scale, brightness, contrast = (2 * each - 1 for each in others)  # -1 to 1
+    uniform = torch.rand(n_images, _DRAWS, generator=generator, device=device)
+    flip = uniform[:, 0]
+    angle, across, down, scale, brightness, contrast = (2 * uniform[:, 1:] - 1).unbind(dim=1)  # -1 to 1
     return Changes(
         flipped=flip < config.augment_flip,
         angles=angle * math.radians(config.augment_rotation),
@@ -100,7 +100,6 @@ def relight(images: Tensor, changes: Changes) -> Tensor:
 
     Source: torchvision.transforms.v2.functional.adjust_brightness and adjust_contrast.
     """
-    factors = (changes.brightness[:, None, None, None], changes.contrast[:, None, None, None])
-    bright = (images.float() * factors[0]).clamp(0, _WHITE)
+    bright = (images.float() * changes.brightness[:, None, None, None]).clamp_(0, _WHITE)
     mean = bright.mean(dim=(1, 2, 3), keepdim=True)
-    return torch.lerp(mean, bright, factors[1]).clamp(0, _WHITE)
+    return bright.lerp_(mean, 1 - changes.contrast[:, None, None, None]).clamp_(0, _WHITE)

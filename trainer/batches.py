@@ -59,6 +59,11 @@ class Images:
         for begin, end in bounds:
             yield self.batch(indices[begin:end])
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the pixels and the features."""
+        return self.pixels.nbytes + (0 if self.features is None else self.features.nbytes)
+
     def batch(self, indices: Tensor) -> Batch:
         """Return the images at *indices* (B,), a tensor on the device."""
         return Batch(
@@ -93,7 +98,7 @@ def is_uploaded(dataset: Dataset, device: torch.device) -> bool:
 
 def uploaded_bytes(device: torch.device) -> int:
     """Return the bytes of the images that this process has on *device*, a GPU, and gives up when others come."""
-    return sum(images.pixels.nbytes for (_, _, place), images in _uploaded.items() if place == device)
+    return sum(images.n_bytes for (_, _, place), images in _uploaded.items() if place == device)
 
 
 def forget_uploaded() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.artifacts import read_history, write_curves
+from trainer.artifacts import EMBEDDINGS, read_history, write_curves
 from trainer.batches import batch_bounds
 from trainer.cli import to_flags
 from trainer.config import RunConfig
@@ -24,9 +24,9 @@ from trainer.data.records import Dataset
 from trainer.data.report import summary, write_report
 from trainer.embeddings import attach
 from trainer.errors import InputError, StopRequestedError
-from trainer.files import write_text
+from trainer.files import remove_unfinished, write_text
 from trainer.fit import fit
-from trainer.loading import settle_loading
+from trainer.loading import free_for_training, settle_loading
 from trainer.memory import choose_batch_size
 from trainer.model import check_arch
 from trainer.protocols import StopSignal
@@ -47,6 +47,8 @@ class HandFolder:
     """The folder of a run by hand: a fold is trained where it stays."""
 
     path: Path
+    with_embeddings: bool = False
+    """Whether a fold without them is not finished: they may be asked for now and not have been before."""
 
     def fold(self, fold: int) -> Path:
         """Return the folder of a fold."""
@@ -57,7 +59,8 @@ class HandFolder:
     def published(self, fold: int) -> Path | None:
         """Return the folder of a fold that is finished: its metrics are the last that is written."""
         folder = self.path / f"fold_{fold}"
-        return folder if (folder / "metrics" / "val_metrics.json").is_file() else None
+        is_complete = (folder / EMBEDDINGS).is_file() or not self.with_embeddings
+        return folder if is_complete and (folder / "metrics" / "val_metrics.json").is_file() else None
 
 
 class Quiet:
@@ -111,6 +114,7 @@ def train_density(
         check_same(run, folder, device_kind=device_kind(device), dataset=dataset, folds_hash=_hash(division, dataset))
         run = run.model_copy(update={"config": config})
     with alone_in(folder), log_to(folder / "run.log"):
+        remove_unfinished(folder)
         logger.info("%s", summary(dataset), extra={"action": "data_opened"})
         write_report(folder / "data_report.csv", dataset.rejections)
         try:
@@ -156,7 +160,8 @@ def _settle(config: RunConfig, dataset: Dataset, division: Division, device: tor
     if config.loader_heuristics and "batch_size" not in config.model_fields_set:
         precision = resolve_precision(config, device)
         n_train, n_classes = _largest_training_side(division), len(dataset.class_names)
-        chosen = choose_batch_size(config.train_config(), n_train, n_classes, device, precision)
+        free = free_for_training(dataset, device)
+        chosen = choose_batch_size(config.train_config(), n_train, n_classes, device, precision, free)
         config = config.model_copy(update={"batch_size": chosen})
     resolution = resolve(config.train_config(), dataset, device, threads=config.threads, micro_batch=config.micro_batch)
     return Run(
@@ -234,7 +239,7 @@ def _train_folds(
         folds,
         Seeds(config.seed, config.trial),
         compute=compute,
-        folder=HandFolder(folder),
+        folder=HandFolder(folder, with_embeddings=config.export_embeddings),
         listener=Quiet(),
         stop=stop,
     )

@@ -40,7 +40,7 @@ class Origin(Strict):
     data_hash: str
     features_hash: str | None
     """Of another backbone's vectors, where there are any."""
-    split_hash: str
+    sides_hash: str
     """sha256 over the images of both sides."""
     resolution: Resolution
     class_names: tuple[str, ...]
@@ -67,7 +67,7 @@ class Checkpoint:
         return self.history[-1].epoch
 
 
-def split_hash(train: Indices, validation: Indices) -> str:
+def sides_hash(train: Indices, validation: Indices) -> str:
     """Return the sha256 over which images are trained on and which are validated on."""
     sides = (",".join(str(index) for index in side) for side in (train, validation))
     return hashlib.sha256("|".join(sides).encode()).hexdigest()

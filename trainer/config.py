@@ -197,7 +197,7 @@ class PrecisionConfig(Strict):
 
 
 class LoadingConfig(Strict):
-    """How images reach the device. No number depends on it."""
+    """How images reach the device. Once what is chosen for a run is settled, no number depends on it."""
 
     cache_mode: Literal["disk", "memory", "none"] = "disk"
     """Where decoded images are kept: disk is one array that all processes share, memory is this process's own, none decodes

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_PART = ".part"
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -15,7 +17,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     When it does not, *path* stays as it was and the temporary file goes.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     try:
         yield temporary
         with temporary.open("rb") as stream:
@@ -23,6 +25,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes had begun to write in *folder* and below it; nobody may be writing there now."""
+    for part in folder.rglob(f".*{_PART}"):
+        part.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trainer.artifacts import Predictions, write_embeddings, write_fold, write_history
 from trainer.balance import Balance, resolve_balance
 from trainer.batches import Indices, Source, epoch_order
-from trainer.checkpoint import BEST, Checkpoint, Origin, load, read_checkpoint, save, split_hash
+from trainer.checkpoint import BEST, Checkpoint, Origin, load, read_checkpoint, save, sides_hash
 from trainer.config import TrainConfig
 from trainer.data.folds import Split
 from trainer.data.records import Dataset
@@ -127,7 +127,7 @@ def _task(config: TrainConfig, dataset: Dataset, split: Split, seed: int, resolu
         seed=seed,
         data_hash=dataset.data_hash,
         features_hash=dataset.features_hash,
-        split_hash=split_hash(split.train, split.validation),
+        sides_hash=sides_hash(split.train, split.validation),
         resolution=resolution,
         class_names=dataset.class_names,
     )
@@ -201,7 +201,7 @@ def _epoch(task: Task, learner: Learner, before: Checkpoint | None, stop: StopSi
     steps = train_epoch(learner, order, config, (seed, epoch), stop)
     trained_s = time.perf_counter() - started
     check_steps(task.origin.fold, epoch, steps)
-    probabilities = _probabilities(task, learner, epoch, stop)
+    probabilities = _probabilities(task, learner, epoch, len(steps.sizes) - 1, stop)
     metrics = evaluate(task.labels[task.validation], probabilities, task.origin.class_names)
     best = before is None or rank(metrics) > rank(before.best_metrics)
     record = _record(epoch, steps, metrics, rates, trained_s, time.perf_counter() - started, best=best)
@@ -232,7 +232,7 @@ def check_steps(fold: int, epoch: int, steps: Steps) -> None:
         raise DivergedError(fold, epoch, first, f"{steps.skipped.sum()} of {len(steps.skipped)} steps were skipped")
 
 
-def _probabilities(task: Task, learner: Learner, epoch: int, stop: StopSignal) -> NDArray[np.float64]:
+def _probabilities(task: Task, learner: Learner, epoch: int, last_step: int, stop: StopSignal) -> NDArray[np.float64]:
     """
     Return (V, C) probabilities of the validation images.
 
@@ -241,8 +241,7 @@ def _probabilities(task: Task, learner: Learner, epoch: int, stop: StopSignal) -
     """
     logits = _predict(task, learner, learner.network, stop)
     if not np.isfinite(logits).all():
-        n_steps = max(1, len(task.train) // task.config.batch_size)
-        raise DivergedError(task.origin.fold, epoch, n_steps, "validation loss is not finite")
+        raise DivergedError(task.origin.fold, epoch, last_step, "validation loss is not finite")
     return softmax(logits)
 
 

@@ -58,9 +58,18 @@ def settle_loading(config: LoadingConfig, dataset: Dataset, device: torch.device
     )
 
 
-def fits(array_bytes: int, free: int) -> bool:
-    """Return whether an array of *array_bytes* may lie on a device with *free* bytes: half of them are for the training."""
-    return 2 * array_bytes <= free
+def free_for_training(dataset: Dataset, device: torch.device) -> int:
+    """Return the bytes that a network and its steps can have on *device*, once the images of *dataset* are where they stay."""
+    free = free_bytes(device)
+    if device.type != "cuda" or is_uploaded(dataset, device):
+        return free  # on the processor the array is a map of a file, or this process has it already
+    free += uploaded_bytes(device)
+    return free if _is_streamed(dataset, device) else free - dataset.n_bytes
+
+
+def fits(size: int, free: int) -> bool:
+    """Return whether *size* bytes of images may lie on a device with *free* bytes: half of them are for the training."""
+    return 2 * size <= free
 
 
 def _is_streamed(dataset: Dataset, device: torch.device) -> bool:
@@ -69,7 +78,7 @@ def _is_streamed(dataset: Dataset, device: torch.device) -> bool:
         return True
     if device.type != "cuda" or is_uploaded(dataset, device):
         return False
-    return not fits(dataset.images.nbytes, free_bytes(device) + uploaded_bytes(device))
+    return not fits(dataset.n_bytes, free_bytes(device) + uploaded_bytes(device))
 
 
 def _num_workers(config: LoadingConfig, n_batches: int) -> int:

@@ -1,7 +1,7 @@
 """
 One pass over the training images, and the prediction of others. No files, no logs, no metrics beyond a sum.
 
-Nothing inside an epoch waits for the device: losses, hits and skipped steps stay there until its end.
+No step waits for the device: losses, hits and skipped steps stay there until the end of the epoch.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def train_epoch(
         _check(stop)
         changed = augment(batch.images, config, step_seed(*seeds, step))
         results.append(train_step(learner, replace(batch, images=changed)))
-    losses, hits, skipped = torch.stack(results).double().cpu().numpy().T  # the one wait of the epoch
+    losses, hits, skipped = torch.stack(results).double().cpu().numpy().T  # the wait for all steps
     return Steps(losses, hits, skipped > 0, np.array([end - begin for begin, end in bounds]))
 
 

@@ -57,8 +57,11 @@ def draw_curves(histories: Sequence[tuple[EpochRecord, ...]], path: Path) -> Non
     for fold, history in enumerate(histories):
         colour = f"C{fold % 10}"
         epochs = [record.epoch for record in history]
-        losses.plot(epochs, [record.train_loss for record in history], color=colour, linestyle=":")
-        losses.plot(epochs, [_number(record.val_loss) for record in history], color=colour, label=f"fold {fold}")
+        # Dots, since a line through one epoch cannot be seen.
+        losses.plot(epochs, [record.train_loss for record in history], color=colour, linestyle=":", marker=".")
+        losses.plot(
+            epochs, [_number(record.val_loss) for record in history], color=colour, marker=".", label=f"fold {fold}"
+        )
         scores.plot(epochs, [_number(record.balanced_acc_adj) for record in history], color=colour)
         best = max((record for record in history if record.best), key=lambda record: record.epoch)
         scores.plot([best.epoch], [_number(best.balanced_acc_adj)], color=colour, marker="o")

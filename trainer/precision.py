@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from trainer.records import Dtype
 
 # torch begins at 2**16, overflows until the scale fits, and in a short epoch that looks like divergence.
 _FIRST_SCALE = 2.0**8
@@ -55,9 +56,7 @@ class Precision:
         return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
-def build_precision(
-    dtype: Literal["float32", "bfloat16", "float16"], device: torch.device, clip_norm: float
-) -> Precision:
+def build_precision(dtype: Dtype, device: torch.device, clip_norm: float) -> Precision:
     """Return how steps in *dtype* on *device* compute."""
     return Precision(
         device_type=device.type,

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from trainer.config import Strict
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""Type of a forward pass."""
+
 
 class ClassMetrics(Strict):
     """One class against the rest; None where the class is absent and the number does not exist."""
@@ -58,7 +61,7 @@ class EpochRecord(Strict):
     epoch: int = Field(ge=0)
     """From 0."""
     train_loss: float
-    """The loss that was minimised (weighted, smoothed), mean over training images."""
+    """The loss that was minimised (weighted, smoothed): the mean of the batches' losses, each counted by its images."""
     val_loss: float | None
     train_acc: float
     """Share of training images predicted right while training (augmented, dropout on)."""
@@ -107,7 +110,7 @@ class Resolution(Strict):
     """cpu, or the name of the GPU."""
     threads: int = Field(ge=1)
     """Processor threads of a step."""
-    precision: Literal["float32", "bfloat16", "float16"]
+    precision: Dtype
     """Type of the forward pass."""
     micro_batch: int = Field(ge=1)
     """Images that go through the network at once while training: the batch, or less where it does not fit."""

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from trainer.config import PrecisionConfig, TrainConfig
 from trainer.data.records import Dataset
 from trainer.errors import InputError
-from trainer.loading import Loading
+from trainer.loading import Loading, free_for_training
 from trainer.memory import settle_micro_batch
-from trainer.records import Resolution
+from trainer.records import Dtype, Resolution
 
 _NATIVE_BFLOAT16 = (8, 0)  # compute capability
 _VALIDATION_BATCH = 32
+_VALIDATED_PER_TRAINED = 4
+"""Images of a validation batch for one that is trained on at once: it keeps nothing for gradients, and takes about a fifth."""
+_ALL_THREADS = torch.get_num_threads()
+"""Before any run has set it."""
 
 
 def resolve_device(name: str) -> torch.device:
     """
-    Return the device called *name*: auto (the first GPU, else the processor), cpu, cuda or cuda:N.
+    Return the device called *name*, ready for deterministic work: auto (the first GPU, else the processor), cpu, cuda or cuda:N.
 
     Raises:
         InputError: a GPU is asked for and is not there.
@@ -33,6 +36,8 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device("cuda", 0) if name in {"auto", "cuda"} else torch.device(name)
     if device.index is not None and device.index >= torch.cuda.device_count():
         raise InputError(f"device: {name} was asked for, but there are only {torch.cuda.device_count()} GPUs here")
+    # Read once, when cuBLAS makes its first handle: set whether this run asks for it or not, since a later one may.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return device
 
 
@@ -60,7 +65,7 @@ def resolve(
         config: What is trained.
         dataset: On what.
         device: Where.
-        threads: Processor threads; None is all that torch would use.
+        threads: Processor threads; None is all that torch would use by itself.
         micro_batch: Images that go through the network at once; None is the batch, or what fits of it.
 
     Raises:
@@ -69,19 +74,20 @@ def resolve(
     precision = resolve_precision(config, device)
     n_classes = len(dataset.class_names)
     if micro_batch is None and config.loader_heuristics:
-        micro_batch = settle_micro_batch(config, n_classes, device, precision)
+        micro_batch = settle_micro_batch(config, n_classes, device, precision, free_for_training(dataset, device))
+    micro_batch = min(config.batch_size, micro_batch or config.batch_size)
     return Resolution(
         device_kind=device_kind(device),
-        threads=threads if threads is not None else torch.get_num_threads(),
+        threads=_ALL_THREADS if threads is None else threads,
         precision=precision,
-        micro_batch=min(config.batch_size, micro_batch or config.batch_size),
-        validation_batch=max(config.batch_size, _VALIDATION_BATCH),
+        micro_batch=micro_batch,
+        validation_batch=min(max(config.batch_size, _VALIDATION_BATCH), _VALIDATED_PER_TRAINED * micro_batch),
         # A scaler must read back whether a gradient overflowed, unless the optimiser takes that answer on the device.
         fused=config.fused_optim or precision == "float16",
     )
 
 
-def resolve_precision(config: PrecisionConfig, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
+def resolve_precision(config: PrecisionConfig, device: torch.device) -> Dtype:
     """Return the type of the forward pass."""
     if config.amp == "off" or (config.amp == "auto" and device.type != "cuda"):
         return "float32"
@@ -95,8 +101,6 @@ def resolve_precision(config: PrecisionConfig, device: torch.device) -> Literal[
 def enforce(resolution: Resolution, *, deterministic: bool = True) -> None:
     """Set this process to *resolution*: processor threads and, if asked, deterministic algorithms only."""
     torch.set_num_threads(resolution.threads)
-    # Read once, when cuBLAS makes its first handle: set for every trial, since a later one of this process may need it.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic

@@ -60,7 +60,7 @@ def test_features_of_every_image(laboratory: Laboratory) -> None:
 
 
 def test_a_network_sees_them_beside_its_own(laboratory: Laboratory) -> None:
-    """With --embeddings-dir the head is wider by them and the data are others; an image without a vector is named."""
+    """With --embeddings-dir the head is wider by them and the run says which; an image without a vector is named."""
     laboratory.ok("embed", *laboratory.data, "--outdir", "features", *SMALL)
     train = ("train-density", *laboratory.data, *SMALL, "--epochs", "1", "--outdir", "runs")
     laboratory.ok(*train)
@@ -68,7 +68,9 @@ def test_a_network_sees_them_beside_its_own(laboratory: Laboratory) -> None:
     plain, fused = (
         json.loads((laboratory.folder / "runs" / f"results_{number}" / "summary.json").read_text()) for number in (1, 2)
     )
-    assert plain["data_hash"] != fused["data_hash"]
+    assert plain["data_hash"] == fused["data_hash"]  # the same images: their trials share folds
+    assert plain["embeddings_hash"] is None
+    assert len(fused["embeddings_hash"]) == 64
     assert fused["config"]["embeddings_dir"] == "features"
 
     folder = laboratory.folder / "features"

@@ -137,7 +137,7 @@ def test_lost_worker_is_replaced_and_its_late_writes_are_refused(make_study: Mak
         lambda: claims.progress(late, 0, 0),
         lambda: claims.publish_fold(late, 0, 0.9, ()),
         lambda: claims.settle_parameters(late, {"lr": 0.1}, SPACE),
-        lambda: claims.settle_resolution(late, {}),
+        lambda: claims.settle_resolution(late, dict),
         lambda: claims.finish(late, Ending.COMPLETE, value=0.9, attributes={}),
         lambda: claims.release(late),
     ):
@@ -175,7 +175,7 @@ def test_trial_begun_on_one_kind_of_device_is_not_continued_on_another(make_stud
     claims = make_study(5)
     gpu = Claims(claims.engine, claims.study_id, "gpu", "cuda:0", "NVIDIA H100", grace_s=30)
     begun = claimed(gpu)
-    gpu.settle_resolution(begun, {"threads": 4})
+    gpu.settle_resolution(begun, lambda: {"threads": 4})
     gpu.release(begun)
     assert claimed(claims).number == 1
     assert claimed(gpu).number == 0
@@ -215,12 +215,17 @@ def test_study_is_registered_once(make_study: MakeStudy) -> None:
 
 
 def test_resolution_is_settled_by_the_first_attempt(make_study: MakeStudy) -> None:
-    """A later attempt on a machine with other threads gets the threads of the first."""
+    """A later attempt on a machine with other threads gets the threads of the first, and has nothing to find out."""
     claims = make_study(5)
     first = claimed(claims)
-    assert claims.settle_resolution(first, {"threads": 2}) == {"threads": 2}
+    assert claims.settle_resolution(first, lambda: {"threads": 2}) == {"threads": 2}
     claims.release(first)
-    assert claims.settle_resolution(claimed(claims), {"threads": 8}) == {"threads": 2}
+    assert claims.settle_resolution(claimed(claims), unasked) == {"threads": 2}
+
+
+def unasked() -> dict[str, int]:
+    """What would be settled, where it is settled already."""
+    pytest.fail("what is settled was settled again")
 
 
 def test_parameters_are_stored_all_at_once_and_never_twice(storage: StudyStorage, make_study: MakeStudy) -> None:

@@ -106,6 +106,11 @@ class Dataset:
     """sha256 over the features; None without any."""
 
     @property
+    def n_bytes(self) -> int:
+        """Bytes of the images and the features."""
+        return self.images.nbytes + (0 if self.features is None else self.features.nbytes)
+
+    @property
     def labels(self) -> NDArray[np.int64]:
         """(N,) int64 labels."""
         return np.array([record.label for record in self.records], dtype=np.int64)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 from trainer.by_hand import train_density
@@ -149,6 +150,25 @@ def test_a_resumed_run_may_find_its_data_elsewhere(
     other = resumed_config(folder, {"csv": str(tmp_path / "fewer.csv")})
     with pytest.raises(InputError, match="was begun with data"):
         train_density(other, tmp_path / "outputs", resume=folder)
+
+
+def test_a_resumed_run_has_the_files_that_are_asked_for_now(
+    train: Callable[..., tuple[Path, Summary]], tmp_path: Path
+) -> None:
+    """Embeddings of folds that were finished without them; what a killed process had half written goes."""
+    folder, _ = train(epochs=1, cv_folds=2, cv_outdir=tmp_path / "folds")
+    before = [history(folder / f"fold_{fold}") for fold in range(2)]
+    half = folder / "fold_1" / ".best_model.pth.1234.part"
+    half.write_bytes(b"half")
+    train_density(resumed_config(folder, {"export_embeddings": True}), tmp_path / "outputs", resume=folder)
+    for fold in range(2):
+        rows = np.load(folder / f"fold_{fold}" / "embeddings_val.npy")
+        index = (folder / f"fold_{fold}" / "embeddings_val.csv").read_text().splitlines()
+        predictions = (folder / f"fold_{fold}" / "val_predictions.csv").read_text().splitlines()
+        assert [line.split(",")[0] for line in index] == [line.split(",")[0] for line in predictions]
+        assert rows.shape[0] == len(index) - 1
+    assert [history(folder / f"fold_{fold}") for fold in range(2)] == before
+    assert not half.exists()
 
 
 def test_a_stop_says_how_to_go_on(given: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def learner_of(config: TrainConfig, dataset: Dataset, split: Split, resolution: 
         seed=1,
         data_hash="d",
         features_hash=None,
-        split_hash="s",
+        sides_hash="s",
         resolution=resolution,
         class_names=dataset.class_names,
     )

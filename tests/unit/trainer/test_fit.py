@@ -359,6 +359,12 @@ def test_a_diverging_rate_ends_the_fold(config: Make, run: Callable[..., FoldRes
     assert not (tmp_path / "fold" / "metrics").exists()
 
 
+def test_weights_that_the_last_step_spoilt_name_that_step(config: Make, run: Callable[..., FoldResult]) -> None:
+    """In an epoch of one step its loss is finite, and only the validation shows what it did: steps count from 0."""
+    with pytest.raises(DivergedError, match="validation loss is not finite in fold 0, epoch 0, step 0"):
+        run(config(lr=1e30, backbone_lr=1e30, grad_clip=0, optimizer="adam", batch_size=64))
+
+
 def test_training_never_touches_the_images(config: Make, run: Callable[..., FoldResult], dataset: Dataset) -> None:
     """The array is the same afterwards, augmentation or not."""
     before = dataset.images.copy()

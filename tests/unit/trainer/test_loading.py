@@ -7,6 +7,7 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from trainer.batches import images_on
 from trainer.config import LoadingConfig, PreprocessingConfig
 from trainer.data.on_demand import OnDemand
 from trainer.data.records import Dataset
-from trainer.loading import Loading, fits, settle_loading
+from trainer.loading import Loading, fits, free_for_training, settle_loading
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)  # only its name: nothing here touches one
@@ -60,7 +61,7 @@ def test_a_gpu_streams_what_does_not_fit(dataset: Dataset, on_demand: Dataset, m
     def streamed(data: Dataset, free: int, *uploaded: str) -> bool:
         # Of a GPU that this machine need not have: its free memory, and the hash of the images that lie there.
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10 * size))
-        monkeypatch.setattr(batches, "_uploaded", {(name, GPU): images_on(dataset, CPU) for name in uploaded})
+        monkeypatch.setattr(batches, "_uploaded", {(name, None, GPU): images_on(dataset, CPU) for name in uploaded})
         return settle_loading(LoadingConfig(), data, GPU, 100).streamed
 
     assert not streamed(dataset, 2 * size)
@@ -69,6 +70,32 @@ def test_a_gpu_streams_what_does_not_fit(dataset: Dataset, on_demand: Dataset, m
     assert not streamed(dataset, 0, dataset.data_hash)
     assert not streamed(dataset, size, "other images")
     assert streamed(dataset, size - 1, "other images")
+
+
+def test_training_has_what_the_images_leave(
+    dataset: Dataset, on_demand: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the array will take is taken off, and what other data will give up is added; of that the batch is chosen."""
+    with_features = dataclasses.replace(
+        dataset, features=np.zeros((len(dataset.records), 8), np.float32), features_hash="f"
+    )
+    size, features = dataset.images.nbytes, 4 * 8 * len(dataset.records)
+
+    def left(data: Dataset, free: int, uploaded: Dataset | None = None) -> int:
+        there = (
+            {} if uploaded is None else {(uploaded.data_hash, uploaded.features_hash, GPU): images_on(uploaded, CPU)}
+        )
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10 * size))
+        monkeypatch.setattr(batches, "_uploaded", there)
+        return free_for_training(data, GPU)
+
+    assert left(dataset, 3 * size) == 2 * size
+    assert left(with_features, 3 * size) == 2 * size - features
+    assert left(dataset, 3 * size, dataset) == 3 * size  # it is there already
+    assert left(dataset, 3 * size, with_features) == 3 * size + features  # those go, these come
+    assert left(dataset, size) == size  # too large: streamed
+    assert left(on_demand, size) == size
+    assert 0 < free_for_training(dataset, CPU) < 2**60
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from trainer import memory
+from trainer.batches import batch_bounds
 from trainer.config import TrainConfig
-from trainer.memory import Footprint, choose_batch_size, even_parts, fitting_power, free_bytes, measure
+from trainer.memory import (
+    Footprint,
+    Probe,
+    choose_batch_size,
+    even_parts,
+    fitting_power,
+    free_bytes,
+    measure,
+    settle_micro_batch,
+)
+from trainer.model import build_network
 
 Make = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -25,14 +37,13 @@ from trainer.config import TrainConfig
 torch.set_num_threads(1)
 config = TrainConfig(arch="tf_efficientnet_lite0", weights="none", img_size=160)
 footprint = memory.measure(config, 4, torch.device("cpu"), "float32")
-network = memory.build_network(config, 4, 0).train()
 
-def peak():  # of this process; getrusage's begins with that of the one which started it
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+def resident(name):  # of this process; getrusage's peak begins with that of the one which started it
+    return 1024 * int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
-before = peak()
-memory._step(network, config, 24, torch.device("cpu"), "float32")
-print(json.dumps([footprint.fixed_bytes + 24 * footprint.image_bytes, peak() - before]))
+before = resident("VmRSS")
+memory.Probe(memory.build_network(config, 4, 0).train(), config, "float32", torch.device("cpu")).step(24)
+print(json.dumps([footprint.fixed_bytes + 24 * footprint.image_bytes, resident("VmHWM") - before]))
 """
 
 
@@ -62,11 +73,13 @@ def test_measuring_changes_no_later_number(config: Make) -> None:
 
 @pytest.mark.parametrize(
     ("batch_size", "largest", "size"),
-    [(16, 16, 16), (16, 40, 16), (16, 15, 8), (16, 7, 6), (30, 16, 15), (5, 2, 2), (2, 2, 2)],
+    [(16, 16, 16), (16, 40, 16), (16, 15, 8), (16, 7, 6), (16, 3, 3), (30, 16, 15), (5, 2, 2), (2, 2, 2)],
 )
 def test_a_batch_is_split_into_the_fewest_even_parts(batch_size: int, largest: int, size: int) -> None:
-    """None larger than what fits."""
-    assert even_parts(batch_size, largest) == size
+    """None larger than what fits, but for one image more in the last."""
+    size_found = even_parts(batch_size, largest)
+    assert size_found == size
+    assert all(end - begin <= largest + 1 for begin, end in batch_bounds(batch_size, size_found))
 
 
 @pytest.mark.parametrize(
@@ -93,23 +106,52 @@ def test_a_fifth_of_the_free_memory_is_left() -> None:
     assert Footprint(fixed_bytes=100, image_bytes=10).largest(50) == 2
 
 
-def test_little_memory_means_small_batches(
-    config: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_kept_once_is_no_images(config: Make) -> None:
+    """Weights in a smaller type are kept for the backward pass too, whatever the batch: an image in half the bytes takes half."""
+    full, half = (measure(config(img_size=128), 4, CPU, dtype) for dtype in ("float32", "bfloat16"))
+    assert 0.4 < half.image_bytes / full.image_bytes < 0.8
+    assert half.fixed_bytes == full.fixed_bytes
+
+
+def test_where_four_images_do_not_fit_two_are_tried(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second measurement may fail for want of memory; the first may not."""
+
+    class Small(nn.Module):
+        """A network on a device that has no room for more images than *most*."""
+
+        most = 2
+
+        def forward(self, images: Tensor, features: Tensor | None = None) -> Tensor:
+            if len(images) > self.most:
+                raise torch.OutOfMemoryError("no room. Really")
+            return network(images, features)
+
+    made = config(img_size=64)
+    network = build_network(made, 4, 0).train()
+    probe = Probe(network, made, "float32", CPU)
+    exact = probe.kept_per_image()
+    monkeypatch.setattr(Probe, "_forward", lambda _, n: Small()(torch.zeros(n, 1, 64, 64, dtype=torch.uint8)))
+    assert exact <= probe.kept_per_image() < 2 * exact
+    monkeypatch.setattr(Small, "most", 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        probe.kept_per_image()
+
+
+def test_little_memory_means_small_batches(config: Make, caplog: pytest.LogCaptureFixture) -> None:
     """With room for eleven images a run without a batch size gets 8, and one that asks for 16 gets parts of 8."""
     made = config(batch_size=16)
     footprint = measure(made, 4, CPU, "float32")
     room = int((footprint.fixed_bytes + 11.5 * footprint.image_bytes) / 0.8)
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": room}))
-    assert choose_batch_size(made, 1000, 4, CPU, "float32") == 8
-    assert memory.settle_micro_batch(made, 4, CPU, "float32") == 8
+    assert choose_batch_size(made, 1000, 4, CPU, "float32", room) == 8
+    assert settle_micro_batch(made, 4, CPU, "float32", room) == 8
     assert "a batch of 16 images does not fit" in caplog.text
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:
-    """What a container may use is less than what its machine has free."""
+    """What a container may use is less than what its machine has free; what it has read from files lately is no use of it."""
     (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("400\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 600\ninactive_file 500\nactive_file 100\n")
     assert memory._container_bytes(tmp_path) == 600
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._container_bytes(tmp_path) > 2**60

@@ -53,6 +53,27 @@ def test_a_batch_that_fits_goes_whole_and_a_smaller_one_may_be_asked_for(config:
 
 
 @pytest.mark.parametrize(
+    ("batch_size", "micro_batch", "validation_batch"),
+    [(16, None, 32), (64, None, 64), (64, 8, 32), (64, 3, 12), (2, None, 8)],
+)
+def test_images_validated_at_once_are_few_where_few_fit(
+    config: Make, dataset: Dataset, batch_size: int, micro_batch: int | None, validation_batch: int
+) -> None:
+    """Four times as many as are trained on at once, at most."""
+    settled = resolve(
+        config(batch_size=batch_size, loader_heuristics=False), dataset, CPU, threads=1, micro_batch=micro_batch
+    )
+    assert settled.validation_batch == validation_batch
+
+
+def test_all_threads_are_those_of_before_the_first_run(config: Make, dataset: Dataset) -> None:
+    """A worker that took up a trial of one thread begins its next one with all again."""
+    settled = resolve(config(), dataset, CPU, threads=None)
+    enforce(settled.model_copy(update={"threads": settled.threads + 1}))
+    assert resolve(config(), dataset, CPU, threads=None).threads == settled.threads
+
+
+@pytest.mark.parametrize(
     ("fields", "fused"),
     [({}, False), ({"fused_optim": True}, True), ({"amp": "on", "amp_dtype": "float16"}, True)],
 )

@@ -138,11 +138,12 @@ def mammography() -> None:
 def train_density(everywhere: Everywhere, /, resume: Path | None, **given: Any) -> int:
     """Train one configuration; with --cv-folds K, K-fold cross-validation."""
     from hpo.signals import stop_on_signal
+
+    stop = stop_on_signal()  # before torch starts threads of its own
     from hpo.tables import decoding_progress
     from trainer import by_hand, run_record
 
     config = run_config(given) if resume is None else run_record.resumed_config(resume, given)
-    stop = stop_on_signal()
     outputs = everywhere.settings().outputs
     with decoding_progress(_stderr()) as progress:
         folder, summary = by_hand.train_density(config, outputs, resume=resume, stop=stop, progress=progress)
@@ -159,11 +160,12 @@ def train_density(everywhere: Everywhere, /, resume: Path | None, **given: Any) 
 def embed(everywhere: Everywhere, /, **given: Any) -> int:
     """Write a backbone's pooled features of all images, for --embeddings-dir."""
     from hpo.signals import stop_on_signal
+
+    config = checked(EmbedConfig, given)
+    stop = stop_on_signal()  # before torch starts threads of its own
     from hpo.tables import decoding_progress
     from trainer import pooled_features
 
-    config = checked(EmbedConfig, given)
-    stop = stop_on_signal()
     with decoding_progress(_stderr()) as progress:
         record, computed = pooled_features.embed(config, everywhere.settings().outputs, stop=stop, progress=progress)
     click.echo(f"features: ({record.n_images}, {record.n_features}) float32{'' if computed else ', there already'}")
@@ -214,7 +216,6 @@ def study_create(
     dicom_root: Path | None,
 ) -> int:
     """Create the study in FILE: decode its data, fix its folds, write it down."""
-    from hpo.creation import create
     from hpo.study import DataPlace
     from hpo.study_file import read_study_file
     from hpo.tables import decoding_progress
@@ -230,6 +231,8 @@ def study_create(
     checked = read_study_file(file, overrides=overrides)
     tree, storage = everywhere.open("study")
     place = DataPlace.choose(checked, tree, csv=None, dicom_root=None)
+    from hpo.creation import create  # loads torch: only for a study file in which nothing is wrong
+
     with decoding_progress(_stderr()) as progress:
         created = create(checked, place, tree, storage, progress)
     click.echo(f"{created.name}: {created.file.budget.trials} trials of {created.file.cv.folds} folds")
@@ -339,10 +342,10 @@ def worker(
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise click.BadParameter(f"{device!r} is none of auto, cpu, cuda and cuda:N", param_hint="--device")
     stop = stop_on_signal()  # before torch starts threads of its own
-    from hpo.worker import Worker, set_up_station
+    tree, found = everywhere.study(name, "worker")
+    from hpo.worker import Worker, set_up_station  # loads torch: only for a study that exists
     from storage.patience import Patience
 
-    tree, found = everywhere.study(name, "worker")
     station = set_up_station(
         found, tree, device=device, threads=threads, patience=Patience(patience, stop), csv=csv, dicom_root=dicom_root
     )
@@ -373,12 +376,13 @@ def launch(
     everywhere: Everywhere, /, name: str, workers: str, per_gpu: int, csv: Path | None, dicom_root: Path | None
 ) -> int:
     """Start workers on study NAME, watch them, and end when its budget is spent."""
-    from hpo.launcher import launch as run_workers
     from hpo.signals import stop_on_signal
 
     if workers != "auto" and not (workers.isdecimal() and int(workers) > 0):
         raise click.BadParameter(f"{workers!r} is neither a number above 0 nor auto", param_hint="--workers")
-    stop = stop_on_signal()
+    stop = stop_on_signal()  # before a library starts threads of its own
+    from hpo.launcher import launch as run_workers
+
     tree, found = everywhere.study(name, "launch")
     count = None if workers == "auto" else int(workers)
     return run_workers(
@@ -403,14 +407,15 @@ def launch(
 @click.pass_obj
 def demo(everywhere: Everywhere, /, trials: int, workers: int, patients: int) -> int:
     """Search over a synthetic archive, from nothing to a ranked study. No network, no GPU needed."""
+    from hpo.signals import stop_on_signal
+
+    stop = stop_on_signal()  # before a library starts threads of its own
     from hpo import demo as demonstration
     from hpo import study as studies
     from hpo.launcher import launch as run_workers
-    from hpo.signals import stop_on_signal
     from hpo.tables import ranking_table
     from storage.private_server import PrivateServer
 
-    stop = stop_on_signal()
     settings = everywhere.settings()
     server = PrivateServer(settings.outputs)
     ours = settings.database is None and not server.running()
@@ -577,13 +582,13 @@ def _on_purpose() -> tuple[type[Exception], ...]:
 
 def _exit_code(error: Exception) -> int:
     """Return 2 for what the user can put right on the command line or in a file, else 1."""
-    from hpo.errors import NoDataPlaceError, NotTheStudysDataError, StudyFileError
+    from hpo.errors import NoDataPlaceError, NotTheStudysDataError, NotTheStudysEmbeddingsError, StudyFileError
     from storage.errors import DatabaseUrlError, StudyExistsError, StudyFolderError, StudyNameError, UnknownStudyError
     from trainer.errors import DataError, InputError, StopRequestedError
 
     if isinstance(error, StopRequestedError):
         return INTERRUPTED
-    searching = (StudyFileError, NotTheStudysDataError, NoDataPlaceError)
+    searching = (StudyFileError, NotTheStudysDataError, NotTheStudysEmbeddingsError, NoDataPlaceError)
     storing = (DatabaseUrlError, StudyExistsError, StudyFolderError, StudyNameError, UnknownStudyError)
     return WRONG_INPUT if isinstance(error, (*searching, *storing, DataError, InputError)) else FAILED
 

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
+from typing import Any
 
 import optuna
 
 from hpo.errors import StudyFileError
-from hpo.study import DataPlace, Progress, Study, load, write_folder
+from hpo.study import DataPlace, Study, load, write_folder
 from hpo.study_file import StudyFile
 from storage import ledger
 from storage.errors import StudyExistsError
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree
-from trainer.balance import resolve_balance
+from trainer.balance import resolve_balance, training_counts
+from trainer.config import TrainConfig
+from trainer.data.cache import Progress
 from trainer.data.folds import Folds, make_folds, to_csv
 from trainer.data.records import Dataset
 from trainer.data.report import summary
-from trainer.embeddings import attach
+from trainer.embeddings import Embeddings, read_embeddings
 from trainer.errors import InputError
-from trainer.model import check_arch
-from trainer.weights import load_weights
+from trainer.model import build_network
 
 logger = logging.getLogger(__name__)
+
+_N_CLASSES = 2  # of networks that are only built: their heads are new anyway
 
 
 def create(
@@ -41,10 +46,11 @@ def create(
     if ledger.registration(storage.engine, file.study) is not None:
         raise StudyExistsError(file.study)
     folder.check_new()
+    embeddings = [read_embeddings(path) for path in file.embeddings_dirs()]
     dataset = place.open(file.train.preprocessing(), progress)
     folds = make_folds(dataset, file.cv.folds, file.seed)
     check_balance(file, dataset, folds)
-    file = settle_embeddings(file, dataset)
+    file = settle_embeddings(file, embeddings, dataset)
     # Only now: data that cannot be used are said in one line, the error's.
     logger.info("%s", summary(dataset), extra={"action": "data_opened", "study": file.study})
     # A kill between these two leaves Optuna's row alone; the next `create` takes it over.
@@ -73,38 +79,41 @@ def create(
 
 def check_networks(file: StudyFile) -> None:
     """
-    Accept the study if timm knows every network that it may ask for, and has their weights. Raises StudyFileError.
+    Accept the study if every network that it may ask for can be built, and its weights are there. Raises StudyFileError.
 
     ImageNet weights from the hub are left to the workers: their machines may have them where this one has not.
     """
-    for arch, weights in sorted({(config.arch, config.weights) for config in file.space().corners()}):
+    alike: dict[tuple[Any, ...], list[TrainConfig]] = defaultdict(list)
+    for config in file.space().corners():
+        alike[config.arch, config.weights, config.freeze, config.img_size].append(config)
+    for configs in alike.values():
+        # One with all that any of them asks for: a network that can be built with an option can be without.
+        most = {name: max(getattr(config, name) for config in configs) for name in ("dropout", "drop_path")}
+        weights = "none" if configs[0].weights == "imagenet" else configs[0].weights
+        config = configs[0].model_copy(update={**most, "weights": weights})
+        n_features = int(any(config.embeddings_dir is not None for config in configs))
         try:
-            check_arch(arch)
-            if weights != "imagenet":
-                load_weights(weights, arch)
+            build_network(config, _N_CLASSES, file.seed, n_features)
         except InputError as error:
             raise StudyFileError(f"study {file.study!r}: {error}") from error
 
 
-def settle_embeddings(file: StudyFile, dataset: Dataset) -> StudyFile:
+def settle_embeddings(file: StudyFile, embeddings: list[Embeddings], dataset: Dataset) -> StudyFile:
     """
-    Return *file* with the hash of the vectors in each `embeddings_dir` that it may ask for: a worker refuses others.
+    Return *file* with the hash of the vectors in each folder that it may ask for: a worker refuses others.
 
     Raises:
-        InputError: A folder has no vector for an image, or is not what it must be.
+        InputError: A folder has no vector for an image.
     """
-    folders = {config.embeddings_dir for config in file.space().corners()}
-    hashes = {str(folder): attach(dataset, folder).features_hash for folder in folders if folder is not None}
+    hashes = {str(each.folder): each.attach(dataset).features_hash for each in embeddings}
     return file.model_copy(update={"data": file.data.model_copy(update={"embeddings": hashes})})
 
 
 def check_balance(file: StudyFile, dataset: Dataset, folds: Folds) -> None:
     """Accept the study if every way to balance classes that it may ask for fits the data. Raises StudyFileError."""
-    counts = [0] * len(dataset.class_names)
-    for index in folds.split(0).train:
-        counts[dataset.records[index].label] += 1
+    counts = training_counts(dataset, folds.split(0))
     for config in {config.class_weights: config for config in file.space().corners()}.values():
         try:
-            resolve_balance(config, tuple(counts))
+            resolve_balance(config, counts)
         except InputError as error:
             raise StudyFileError(f"study {file.study!r}: {error}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class SearchError(Exception):
     """Root of everything that a search raises on purpose."""
@@ -18,6 +20,13 @@ class NotTheStudysDataError(SearchError):
         super().__init__(
             f"the data differ from those of study {study!r}: its data hash is {expected[:12]}, here it is {found[:12]}"
         )
+
+
+class NotTheStudysEmbeddingsError(SearchError):
+    """The vectors of another backbone here are not those that the study was created on."""
+
+    def __init__(self, study: str, folder: Path) -> None:
+        super().__init__(f"{folder}: the vectors there differ from those that study {study!r} was created on")
 
 
 class NoFinishedTrialError(SearchError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from storage.claims import Claim, Claims
 from storage.record import describe_files
 from storage.tree import AttemptFolder
 from trainer.batches import batch_bounds
-from trainer.cli import to_flags
+from trainer.cli import command_line
 from trainer.config import PreprocessingConfig, RunConfig, TrainConfig
 from trainer.cross_validation import CrossValidation, cross_validate
 from trainer.data.folds import Folds, from_csv
@@ -56,7 +55,7 @@ class Station:
         Return the data as *config* wants them, preprocessed and with another backbone's vectors, and the study's folds.
 
         Raises:
-            NotTheStudysDataError: The vectors here are others than the study's.
+            NotTheStudysEmbeddingsError: The vectors here are others than the study's.
         """
         base, form = self.study.file.train, (config.preprocessing(), config.embeddings_dir)
         if form == (base.preprocessing(), base.embeddings_dir):
@@ -120,7 +119,7 @@ class Trial:
             trial=self.seeds.trial,
             cv_folds=self.station.study.file.cv.folds,
         )
-        return shlex.join(["mammography", "train-density", *to_flags(run)])
+        return command_line("train-density", run)
 
 
 def begin(station: Station, claim: Claim) -> Trial:

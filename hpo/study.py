@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.errors import NoDataPlaceError, NoFinishedTrialError, NotTheStudysDataError
+from hpo.errors import NoDataPlaceError, NoFinishedTrialError, NotTheStudysDataError, NotTheStudysEmbeddingsError
 from hpo.search_space import SearchSpace
 from hpo.study_file import StudyFile
 from storage import ledger
@@ -19,16 +19,14 @@ from storage.record import StudyRecord
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree, StudyFolder
 from trainer.config import PreprocessingConfig
-from trainer.data.cache import open_dataset
+from trainer.data.cache import Progress, open_dataset
 from trainer.data.folds import Folds, from_csv
 from trainer.data.records import Dataset
 from trainer.data.report import write_report
-from trainer.embeddings import attach
+from trainer.embeddings import read_embeddings
 from trainer.errors import OtherDataError
 from trainer.files import write_text
 from trainer.provenance import commit, versions
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,8 @@ def open_data(study: Study, place: DataPlace, progress: Progress | None = None) 
 
     Raises:
         NotTheStudysDataError: The data here are others.
-        InputError: The vectors of another backbone cannot be used.
+        NotTheStudysEmbeddingsError: The vectors of another backbone are others.
+        InputError: Those vectors cannot be used.
     """
     try:
         dataset = place.open(study.file.train.preprocessing(), progress, study.registration.data_hash)
@@ -136,17 +135,17 @@ def open_data(study: Study, place: DataPlace, progress: Progress | None = None) 
 
 def with_embeddings(file: StudyFile, dataset: Dataset, folder: Path | None) -> Dataset:
     """
-    Return *dataset* with the vectors in *folder*, or as it is without one.
+    Return *dataset* with the vectors in *folder*, and with no other's; with none without a folder.
 
     Raises:
-        NotTheStudysDataError: They are not those that the study was created on.
+        NotTheStudysEmbeddingsError: They are not those that the study was created on.
+        InputError: They cannot be used.
     """
     if folder is None:
-        return dataset
-    attached = attach(dataset, folder)
-    expected, found = file.data.embeddings.get(str(folder)), attached.features_hash
-    if expected is not None and found is not None and expected != found:
-        raise NotTheStudysDataError(file.study, expected, found)
+        return dataclasses.replace(dataset, features=None, features_hash=None)
+    attached = read_embeddings(folder).attach(dataset)
+    if file.data.embeddings.get(str(folder)) != attached.features_hash:
+        raise NotTheStudysEmbeddingsError(file.study, folder)
     return attached
 
 

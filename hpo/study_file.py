@@ -11,11 +11,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from hpo.errors import StudyFileError
-from hpo.search_space import AnyDimension, SearchSpace
-from trainer.config import Strict, TrainConfig, one_line
+from hpo.search_space import AnyDimension, CategoricalDimension, SearchSpace
+from trainer.config import NO_WEIGHTS_FILES, Strict, TrainConfig, one_line
 
-_NO_PATHS = {"imagenet", "bundled", "none"}
-"""Sources of weights that are no files."""
+_PATHS = {"data": ("csv", "dicom_root"), "train": ("embeddings_dir", "weights")}
+"""Keys of each section whose values are paths, relative to the study file."""
 
 
 class DataSection(Strict):
@@ -82,6 +82,13 @@ class StudyFile(Strict):
             raise ValueError("train.cache_mode must be disk: all workers of a study share one decoded copy")
         return self
 
+    def embeddings_dirs(self) -> list[Path]:
+        """Return the folders of another backbone's vectors that a trial may ask for."""
+        searched = self.search.get("embeddings_dir")
+        choices = searched.choices if isinstance(searched, CategoricalDimension) else []
+        named = {str(each) for each in (self.train.embeddings_dir, *choices) if each is not None}
+        return [Path(each) for each in sorted(named)]
+
     def space(self) -> SearchSpace:
         """Return the search space. Raises StudyFileError if it does not make sense."""
         return SearchSpace.build(self.train, self.search)
@@ -95,6 +102,8 @@ def read_study_file(path: Path, *, overrides: dict[str, Any]) -> StudyFile:
         StudyFileError: One line that names the file, the key, and what was expected.
     """
     content = _with_absolute_paths(_read_yaml(path), path.absolute().parent)
+    if isinstance(content.get("data"), dict) and "embeddings" in content["data"]:
+        raise StudyFileError(f"{path}: data.embeddings: is filled in when the study is created; leave it out")
     for section, values in overrides.items():
         given = content.get(section)
         content[section] = {**given, **values} if isinstance(given, dict) and isinstance(values, dict) else values
@@ -130,9 +139,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _with_absolute_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return *content* with its paths taken relative to *folder*; what is no path yet is left for the check to refuse."""
-    places = {"data": ("csv", "dicom_root"), "train": ("embeddings_dir", "weights")}
     changed = dict(content)
-    for section, names in places.items():
+    for section, names in _PATHS.items():
         given = content.get(section)
         if isinstance(given, dict):
             changed[section] = {
@@ -140,20 +148,28 @@ def _with_absolute_paths(content: dict[str, Any], folder: Path) -> dict[str, Any
             }
     search = content.get("search")
     if isinstance(search, dict):
-        changed["search"] = {
-            name: _with_absolute_choices(given, folder) if name in places["train"] else given
-            for name, given in search.items()
+        changed["search"] = {name: _with_absolute_dimension(name, given, folder) for name, given in search.items()}
+    return changed
+
+
+def _with_absolute_dimension(name: str, dimension: Any, folder: Path) -> Any:
+    """Return the *dimension* of field *name* with its choices and conditions, where they are paths, relative to *folder*."""
+    if not isinstance(dimension, dict):
+        return dimension
+    changed = dict(dimension)
+    if name in _PATHS["train"] and "choices" in dimension:
+        changed["choices"] = _absolute(dimension["choices"], folder)
+    when = dimension.get("when")
+    if isinstance(when, dict):
+        changed["when"] = {
+            parent: _absolute(wanted, folder) if parent in _PATHS["train"] else wanted
+            for parent, wanted in when.items()
         }
     return changed
 
 
-def _with_absolute_choices(dimension: Any, folder: Path) -> Any:
-    """Return *dimension* with choices that are paths taken relative to *folder*."""
-    if not isinstance(dimension, dict) or not isinstance(dimension.get("choices"), list):
-        return dimension
-    return {**dimension, "choices": [_absolute(choice, folder) for choice in dimension["choices"]]}
-
-
 def _absolute(value: Any, folder: Path) -> Any:
-    """Return *value* as a path below *folder* if it is a relative one, else as it is."""
-    return str(folder / value) if isinstance(value, str) and value not in _NO_PATHS else value
+    """Return *value*, or each of a list, as a path below *folder* if it is a relative one, else as it is."""
+    if isinstance(value, list):
+        return [_absolute(each, folder) for each in value]
+    return str(folder / value) if isinstance(value, str) and value not in NO_WEIGHTS_FILES else value

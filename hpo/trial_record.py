@@ -130,6 +130,7 @@ def _record(
         versions=versions(),
         git_commit=commit().git_commit,
         data_hash=dataset.data_hash,
+        embeddings_hash=dataset.features_hash,
         folds_hash=study.registration.folds_hash,
         device=settled.get("device_kind"),
         gpu_seconds=_gpu_seconds(attempts),

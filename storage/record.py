@@ -71,6 +71,8 @@ class TrialRecord(Record):
     versions: dict[str, str]
     git_commit: str | None
     data_hash: str
+    embeddings_hash: str | None = None
+    """Of another backbone's vectors, where the trial was trained with any."""
     folds_hash: str
     device: str | None
     gpu_seconds: float | None

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from trainer.config import BalanceConfig
+from trainer.data.folds import Split
+from trainer.data.records import Dataset
 from trainer.errors import DataError, InputError
 
 _IMBALANCE = 3  # the largest class at least so many times the smallest
@@ -18,6 +22,12 @@ class Balance:
     class_weights: tuple[float, ...] | None
     """Weights in the loss, in label order."""
     sampler: Literal["weighted", "none"]
+
+
+def training_counts(dataset: Dataset, split: Split) -> tuple[int, ...]:
+    """Return how many images of each class *split* trains on, in label order."""
+    counts = np.bincount(dataset.labels[split.train], minlength=len(dataset.class_names))
+    return tuple(int(count) for count in counts)
 
 
 def resolve_balance(config: BalanceConfig, counts: tuple[int, ...]) -> Balance:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,31 +13,40 @@ from pathlib import Path
 import torch
 
 from trainer.artifacts import EMBEDDINGS, read_history, write_curves
+from trainer.balance import resolve_balance, training_counts
 from trainer.batches import batch_bounds
-from trainer.cli import to_flags
+from trainer.cli import command_line, flag
 from trainer.config import RunConfig
 from trainer.cross_validation import cross_validate
-from trainer.data.cache import open_dataset
+from trainer.data.cache import Progress, open_dataset
 from trainer.data.folds import Folds, Split, holdout, make_folds, split_hash, to_csv
 from trainer.data.labels import read_labels
 from trainer.data.records import Dataset
 from trainer.data.report import summary, write_report
-from trainer.embeddings import attach
-from trainer.errors import InputError, StopRequestedError
-from trainer.files import remove_unfinished, write_text
+from trainer.embeddings import Embeddings, read_embeddings
+from trainer.errors import InputError, OtherDataError, StopRequestedError
+from trainer.files import is_unfinished, remove_unfinished, write_text
 from trainer.fit import fit
 from trainer.loading import free_for_training, settle_loading
 from trainer.memory import choose_batch_size
-from trainer.model import check_arch
+from trainer.model import build_network
 from trainer.protocols import StopSignal
-from trainer.provenance import versions
+from trainer.provenance import commit, versions
 from trainer.records import EpochRecord, FoldResult
 from trainer.resolve import Compute, device_kind, resolve, resolve_device, resolve_precision
 from trainer.run_log import log_to
-from trainer.run_record import Run, alone_in, check_same, read_run
+from trainer.run_record import (
+    LOCK,
+    Run,
+    alone_in,
+    check_config,
+    check_data,
+    check_device,
+    read_run,
+    warn_of_other_versions,
+)
 from trainer.seeds import Seeds
 from trainer.summary import Summary, summarise
-from trainer.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +88,7 @@ def train_density(
     *,
     resume: Path | None = None,
     stop: StopSignal | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Path, Summary]:
     """
     Train *config* and return the folder with its files and its record.
@@ -96,45 +105,84 @@ def train_density(
         DataError: The data cannot be used.
         StopRequestedError: Asked to stop; the message says how to go on.
     """
-    # Before images are decoded for hours: what can be found wrong without them.
-    if resume is None:
-        _check_empty(config)
-    read_labels(config.csv)
-    check_arch(config.arch)
-    load_weights(config.weights, config.arch)
-    dataset = _open(config, outputs, progress)
+    begun = None if resume is None else read_run(resume)
+    device, embeddings = _check_before_decoding(config, begun, resume)
+    dataset = _open(config, outputs, begun, progress)
+    if embeddings is not None:
+        dataset = embeddings.attach(dataset)
     division = _divide(config, dataset)
-    device = resolve_device(config.device)
-    if resume is None:
-        run = _settle(config, dataset, division, device)
-        folder = _claim_folder(config, outputs)
-        run.write(folder)
+    for split in _splits(division):
+        resolve_balance(config, training_counts(dataset, split))
+    if begun is not None and resume is not None:
+        check_data(begun, resume, dataset, _hash(division, dataset))
+        run = begun.model_copy(update={"config": config.with_absolute_paths()})
     else:
-        run, folder = read_run(resume), resume
-        check_same(run, folder, device_kind=device_kind(device), dataset=dataset, folds_hash=_hash(division, dataset))
-        run = run.model_copy(update={"config": config})
-    with alone_in(folder), log_to(folder / "run.log"):
+        run = _settle(config, dataset, division, device)
+    folder = resume or _own_folder(config, outputs)
+    with alone_in(folder):
         remove_unfinished(folder)
-        logger.info("%s", summary(dataset), extra={"action": "data_opened"})
-        write_report(folder / "data_report.csv", dataset.rejections)
-        try:
-            return folder, _train(run, dataset, division, device, folder, stop or threading.Event())
-        except StopRequestedError as error:
-            raise StopRequestedError(f"{error}; go on with: mammography train-density --resume {folder}") from error
+        if resume is None:
+            _check_empty(config)
+        run.write(folder)
+        with log_to(folder / "run.log"):
+            logger.info("%s", summary(dataset), extra={"action": "data_opened"})
+            warn_of_other_versions(run)
+            write_report(folder / "data_report.csv", dataset.rejections)
+            try:
+                return folder, _train(run, dataset, division, device, folder, stop or threading.Event())
+            except StopRequestedError as error:
+                again = f"mammography train-density --resume {shlex.quote(str(folder.absolute()))}"
+                raise StopRequestedError(f"{error}; go on with: {again}") from error
 
 
-def _open(config: RunConfig, outputs: Path, progress: Callable[[int, int], None] | None) -> Dataset:
-    """Return the decoded data set, with the vectors of another backbone if they are asked for."""
-    dataset = open_dataset(
-        config.csv,
-        config.dicom_root,
-        config.preprocessing(),
-        config.cache_dir or outputs / "cache",
-        max_rejected=config.max_rejected,
-        cache_mode=config.cache_mode,
-        progress=progress,
-    )
-    return dataset if config.embeddings_dir is None else attach(dataset, config.embeddings_dir)
+def _check_before_decoding(
+    config: RunConfig, begun: Run | None, folder: Path | None
+) -> tuple[torch.device, Embeddings | None]:
+    """
+    Return the device, and the vectors of another backbone if they are asked for.
+
+    What can be found wrong without the images is found here, before they are decoded for hours and before a folder is made.
+    """
+    device = resolve_device(config.device)
+    if begun is not None and folder is not None:
+        check_config(begun, folder, config)
+        check_device(begun, folder, device_kind(device))
+    else:
+        _check_places(config)
+    labels = read_labels(config.csv)
+    embeddings = None if config.embeddings_dir is None else read_embeddings(config.embeddings_dir)
+    n_features = 0 if embeddings is None else embeddings.n_features
+    build_network(
+        config.train_config(), len(labels.class_names), config.seed, n_features
+    )  # weights and settings that fit
+    return device, embeddings
+
+
+def _check_places(config: RunConfig) -> None:
+    """Refuse a place for the files that is a file itself, and the folder of a cross-validation that holds anything."""
+    for name in ("outdir", "cv_outdir"):
+        place = getattr(config, name)
+        for path in (place, *place.absolute().parents) if place is not None else ():
+            if path.exists() and not path.is_dir():
+                raise InputError(f"{flag(name)} {place}: {path} is a file, expected a folder")
+    _check_empty(config)
+
+
+def _open(config: RunConfig, outputs: Path, begun: Run | None, progress: Progress | None) -> Dataset:
+    """Return the decoded data set; that of a run that was *begun* must be the same, and is not decoded else."""
+    try:
+        return open_dataset(
+            config.csv,
+            config.dicom_root,
+            config.preprocessing(),
+            config.cache_dir or outputs / "cache",
+            max_rejected=config.max_rejected,
+            cache_mode=config.cache_mode,
+            expected_hash=None if begun is None else begun.data_hash,
+            progress=progress,
+        )
+    except OtherDataError as error:
+        raise InputError(f"--resume: was begun with {error}") from error
 
 
 Division = Folds | Split
@@ -151,6 +199,14 @@ def _hash(division: Division, dataset: Dataset) -> str:
     return split_hash(division, dataset) if isinstance(division, Split) else division.hash
 
 
+def _splits(division: Division) -> Iterator[Split]:
+    """Yield each way in which the images are divided into two sides."""
+    if isinstance(division, Split):
+        yield division
+    else:
+        yield from (division.split(fold) for fold in range(division.n_folds))
+
+
 def _largest_training_side(division: Division) -> int:
     return len(division.train) if isinstance(division, Split) else division.largest_training_side
 
@@ -165,11 +221,12 @@ def _settle(config: RunConfig, dataset: Dataset, division: Division, device: tor
         config = config.model_copy(update={"batch_size": chosen})
     resolution = resolve(config.train_config(), dataset, device, threads=config.threads, micro_batch=config.micro_batch)
     return Run(
-        config=config,
+        config=config.with_absolute_paths(),
         resolution=resolution,
         data_hash=dataset.data_hash,
         embeddings_hash=dataset.features_hash,
         folds_hash=_hash(division, dataset),
+        **commit().model_dump(),
         versions=versions(),
         started_at=datetime.now(UTC),
     )
@@ -210,7 +267,7 @@ def _train(
 def command(run: Run) -> str:
     """Return the command that does *run* again, in a new folder, on this kind of device."""
     settled = {"threads": run.resolution.threads, "micro_batch": run.resolution.micro_batch, "cv_outdir": None}
-    return shlex.join(["mammography", "train-density", *to_flags(run.config.model_copy(update=settled))])
+    return command_line("train-density", run.config.model_copy(update=settled))
 
 
 def _train_split(
@@ -247,16 +304,18 @@ def _train_folds(
 
 
 def _check_empty(config: RunConfig) -> None:
-    """Refuse a folder of a cross-validation that holds anything."""
-    if config.cv_outdir is not None and config.cv_outdir.exists() and any(config.cv_outdir.iterdir()):
-        raise InputError(f"--cv-outdir {config.cv_outdir}: must be empty or new, or named by --resume")
+    """Refuse a folder of a cross-validation that holds anything, but for what is ours before the first record is there."""
+    place = config.cv_outdir
+    if place is None or not place.exists():
+        return
+    if any(not is_unfinished(path) and path.name != LOCK for path in place.iterdir()):
+        raise InputError(f"--cv-outdir {place}: must be empty or new, or named by --resume")
 
 
-def _claim_folder(config: RunConfig, outputs: Path) -> Path:
-    """Make and return the run's own folder; a run never writes over another."""
+def _own_folder(config: RunConfig, outputs: Path) -> Path:
+    """Return the run's own folder, which is there; a run never writes over another."""
     if config.cv_outdir is not None:
         config.cv_outdir.mkdir(parents=True, exist_ok=True)
-        _check_empty(config)
         return config.cv_outdir
     parent = config.outdir or outputs / "train"
     parent.mkdir(parents=True, exist_ok=True)

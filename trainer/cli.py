@@ -6,6 +6,7 @@ Nothing here loads torch, so that `--help` is fast.
 
 from __future__ import annotations
 
+import shlex
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -95,6 +96,11 @@ def checked(config_class: type[Config], given: Mapping[str, Any]) -> Config:
         where = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else ""
         line = one_line(error)
         raise InputError(line.replace(line.partition(":")[0], flag(where), 1) if where else line) from error
+
+
+def command_line(name: str, config: BaseModel) -> str:
+    """Return the command that runs *config*, as a shell takes it."""
+    return shlex.join(["mammography", name, *to_flags(config)])
 
 
 def to_flags(config: BaseModel) -> list[str]:

@@ -51,9 +51,15 @@ class Strict(BaseModel):
 
 def _class_weights(value: Any) -> Any:
     """Return ``"1,2.5"`` from a command line as ``(1.0, 2.5)``; everything else as it is."""
-    if isinstance(value, str) and value not in {"none", "auto"}:
-        return tuple(part.strip() for part in value.split(","))
-    return value
+    if not isinstance(value, str) or value in {"none", "auto"}:
+        return value
+    try:
+        weights = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        weights = ()
+    if not weights or min(weights) <= 0:
+        raise ValueError(f"expected none, auto or one number above 0 a class, w0,w1,..., got {value!r}")
+    return weights
 
 
 ClassWeights = Annotated[
@@ -79,6 +85,9 @@ class PreprocessingConfig(Strict):
     chest_wall_left: bool = True
     """Mirror images so that the chest wall is always on the left."""
 
+
+NO_WEIGHTS_FILES = frozenset({"imagenet", "bundled", "none"})
+"""What `weights` may say beside the path of a file."""
 
 Arch = Annotated[str, Field(pattern=r"^[a-z0-9_.]+$")]
 
@@ -271,7 +280,7 @@ class Station(DataPlaces):
 class RunConfig(TrainConfig, Station):
     """One run of `train-density`: what is trained, on what, and where the files go."""
 
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(None, ge=2)
     """Images that go through the network at once; a larger batch is split. When absent, the batch, or what fits of it."""
     seed: int = Field(42, ge=0)
     """Seed of the folds, the network's start and everything random."""
@@ -291,6 +300,13 @@ class RunConfig(TrainConfig, Station):
         if self.cv_outdir is not None and self.cv_folds is None:
             raise ValueError("cv_outdir needs cv_folds")
         return self
+
+    def with_absolute_paths(self) -> Self:
+        """Return the same run with paths that hold in every working directory."""
+        paths: dict[str, Any] = {name: value.absolute() for name, value in self if isinstance(value, Path)}
+        if self.weights not in NO_WEIGHTS_FILES:
+            paths["weights"] = str(Path(self.weights).absolute())
+        return self.model_copy(update=paths)
 
     def train_config(self) -> TrainConfig:
         """Return what is trained, without places."""

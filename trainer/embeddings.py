@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,23 +76,35 @@ def find(folder: Path, origin: Origin) -> EmbeddingRecord | None:
     Raises:
         InputError: they are others, or damaged.
     """
-    path = folder / RECORD
-    if not path.exists():
+    record = _read_record(folder)
+    if record is None:
         return None
-    try:
-        record = EmbeddingRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{folder}: its {RECORD} is not one of this version; name another folder") from error
     others = [name for name, value in origin if getattr(record.origin, name) != value]
     if others:
         raise InputError(
             f"{folder}: holds other embeddings, of {record.origin.arch} with weights {record.weights} "
             f"(other {', '.join(others)}); name another folder"
         )
+    _check_recorded(folder, record)
+    return record
+
+
+def _read_record(folder: Path) -> EmbeddingRecord | None:
+    """Return the record in *folder*; None where there is none. Raises InputError."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        return EmbeddingRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{folder}: its {RECORD} is not one of this version; name another folder") from error
+
+
+def _check_recorded(folder: Path, record: EmbeddingRecord) -> None:
+    """Accept the files in *folder* if they are those of their *record*. Raises InputError."""
     for name, expected in ((FEATURES, record.features_sha256), (METADATA, record.metadata_sha256)):
         if not (folder / name).is_file() or sha256((folder / name).read_bytes()) != expected:
             raise InputError(f"{folder}: its {name} is not the one that {RECORD} records; name another folder")
-    return record
 
 
 def check_free(path: Path, content: bytes) -> None:
@@ -143,14 +156,41 @@ class _Row:
     accession: str
 
 
-def attach(dataset: Dataset, folder: Path) -> Dataset:
-    """
-    Return *dataset* with the vectors in *folder* as its features.
+@dataclass(frozen=True)
+class Embeddings:
+    """What a folder holds."""
 
-    An image gets the vector of its own path, else the one vector of its accession number, if that is of no other image here.
+    folder: Path
+    vectors: NDArray[np.float32]
+    """(N, D), finite."""
+    rows: list[_Row]
+    """N of them: whose the vectors are."""
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return int(self.vectors.shape[1])
+
+    def attach(self, dataset: Dataset) -> Dataset:
+        """
+        Return *dataset* with these vectors as its features.
+
+        An image gets the vector of its own path; else that of its accession number, if this has one vector only, and it is of
+        no other image here.
+
+        Raises:
+            InputError: an image has no vector.
+        """
+        features = self.vectors[_match(dataset.records, self.rows, self.folder)]
+        return dataclasses.replace(dataset, features=features, features_hash=_hash(features))
+
+
+def read_embeddings(folder: Path) -> Embeddings:
+    """
+    Return the vectors in *folder*, and whose they are.
 
     Raises:
-        InputError: the files are not what they must be, or an image has no vector.
+        InputError: the files are not what they must be, or not those that the record beside them is of.
     """
     vectors = _read_vectors(folder / FEATURES)
     rows = _read_rows(folder / METADATA)
@@ -158,8 +198,10 @@ def attach(dataset: Dataset, folder: Path) -> Dataset:
         raise InputError(
             f"{folder / METADATA}: {len(rows)} rows, expected {len(vectors)}: one for each row of {FEATURES}"
         )
-    features = vectors[_match(dataset.records, rows, folder)]
-    return dataclasses.replace(dataset, features=features, features_hash=_hash(features))
+    record = _read_record(folder)
+    if record is not None:
+        _check_recorded(folder, record)
+    return Embeddings(folder, vectors, rows)
 
 
 def _hash(features: NDArray[np.float32]) -> str:
@@ -173,24 +215,25 @@ def _match(records: Sequence[ImageRecord], rows: Sequence[_Row], folder: Path) -
     """Return for each of *records* the index of its row."""
     row_of_image = {row.image: index for index, row in enumerate(rows)}
     images = {record.path for record in records}
-    spare: dict[str, list[int]] = defaultdict(list)
+    of_accession: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        if row.image not in images:  # another image's vector is never lent out
-            spare[row.accession].append(index)
-    places = [row_of_image.get(record.path, _only(spare.get(record.accession))) for record in records]
+        of_accession[row.accession].append(index)
+    # Of several, one would be a guess, also where the others are of images that are gone; another image's is never lent out.
+    only = {
+        accession: indices[0]
+        for accession, indices in of_accession.items()
+        if len(indices) == 1 and rows[indices[0]].image not in images
+    }
+    places = [row_of_image.get(record.path, only.get(record.accession)) for record in records]
     missing = [record for record, place in zip(records, places, strict=True) if place is None]
     if missing:
         first = missing[0]
-        n_rows = len(spare.get(first.accession, ()))
+        n_rows = len(of_accession.get(first.accession, ()))
         raise InputError(
-            f"{folder}: no vector for image {first.path}: it is not in {METADATA}, and {n_rows or 'no'} other rows have its "
-            f"accession number {first.accession!r}, expected one; {len(missing)} of {len(records)} images have none"
+            f"{folder}: no vector for image {first.path}: it is not in {METADATA}, which has {n_rows or 'none'} of its accession "
+            f"number {first.accession!r}, expected just one, of no other image; {len(missing)} of {len(records)} have none"
         )
     return [place for place in places if place is not None]
-
-
-def _only(indices: list[int] | None) -> int | None:
-    return indices[0] if indices is not None and len(indices) == 1 else None
 
 
 def _read_vectors(path: Path) -> NDArray[np.float32]:
@@ -200,7 +243,7 @@ def _read_vectors(path: Path) -> NDArray[np.float32]:
         stored = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}, expected an array (N, D) float32") from error
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError, SyntaxError, TokenError) as error:  # NumPy's, for a senseless header
         raise InputError(f"{path}: cannot be read ({error}), expected an array (N, D) float32") from error
     if stored.ndim != 2 or stored.size == 0 or stored.dtype.kind not in _NUMBERS:  # noqa: PLR2004 - images and features
         raise InputError(f"{path}: {stored.dtype} {stored.shape}, expected an array (N, D) float32")

@@ -29,8 +29,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes had begun to write in *folder* and below it; nobody may be writing there now."""
-    for part in folder.rglob(f".*{_PART}"):
-        part.unlink()
+    for path in folder.rglob(f".*{_PART}"):
+        path.unlink()
+
+
+def is_unfinished(path: Path) -> bool:
+    """Return whether *path* is what `written_whole` writes to: what is being written, or was when its process was killed."""
+    return path.name.startswith(".") and path.name.endswith(_PART)
 
 
 def write_text(path: Path, text: str) -> None:

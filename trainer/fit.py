@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.artifacts import Predictions, write_embeddings, write_fold, write_history
-from trainer.balance import Balance, resolve_balance
+from trainer.balance import Balance, resolve_balance, training_counts
 from trainer.batches import Indices, Source, epoch_order
 from trainer.checkpoint import BEST, Checkpoint, Origin, load, read_checkpoint, save, sides_hash
 from trainer.config import TrainConfig
@@ -107,7 +107,7 @@ def _task(config: TrainConfig, dataset: Dataset, split: Split, seed: int, resolu
         sizes = f"{len(split.train)} training and {len(split.validation)} validation images"
         raise DataError(f"fold {split.fold}: {sizes} are too few")
     labels = dataset.labels
-    counts = tuple(int(count) for count in np.bincount(labels[split.train], minlength=len(dataset.class_names)))
+    counts = training_counts(dataset, split)
     balance = resolve_balance(config, counts)
     if balance.sampler == "weighted" and config.class_weights != "none":
         logger.info("weighted sampling is on: class weights %s are off", config.class_weights)

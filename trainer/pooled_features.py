@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shlex
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.batches import batch_bounds
-from trainer.cli import to_flags
+from trainer.cli import command_line
 from trainer.config import EmbedConfig, LoadingConfig
 from trainer.data.cache import Progress, open_dataset
 from trainer.data.records import Dataset
@@ -112,7 +111,7 @@ def _provenance(config: EmbedConfig, resolution: Resolution, started_at: datetim
         "weights": config.weights,
         "resolution": resolution,
         "versions": versions(),
-        "command": shlex.join(["mammography", "embed", *to_flags(settled)]),
+        "command": command_line("embed", settled),
         "started_at": started_at,
         "finished_at": datetime.now(UTC),
     }

@@ -71,7 +71,7 @@ def test_a_network_sees_them_beside_its_own(laboratory: Laboratory) -> None:
     assert plain["data_hash"] == fused["data_hash"]  # the same images: their trials share folds
     assert plain["embeddings_hash"] is None
     assert len(fused["embeddings_hash"]) == 64
-    assert fused["config"]["embeddings_dir"] == "features"
+    assert fused["config"]["embeddings_dir"] == str(laboratory.folder / "features")
 
     folder = laboratory.folder / "features"
     metadata = pd.read_csv(folder / "metadata.csv", dtype=str)
@@ -79,6 +79,9 @@ def test_a_network_sees_them_beside_its_own(laboratory: Laboratory) -> None:
     metadata["image"] = metadata["image"].replace(lost, "elsewhere")
     metadata["accession"] = metadata["accession"].where(metadata["image"] != "elsewhere", "none")
     metadata.to_csv(folder / "metadata.csv", index=False)
+    line = one_line(laboratory.run(*train, "--embeddings-dir", "features"))
+    assert "its metadata.csv is not the one that embeddings.json records" in line
+    (folder / "embeddings.json").unlink()  # as another program's
     assert f"no vector for image {lost}" in one_line(laboratory.run(*train, "--embeddings-dir", "features"))
     assert "nowhere" in one_line(laboratory.run(*train, "--embeddings-dir", "nowhere"))
     assert not (laboratory.folder / "runs" / "results_3").exists()

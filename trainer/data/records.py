@@ -86,7 +86,7 @@ class Unkept(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A decoded data set: one array that all processes of a machine share, and what is known of each image."""
+    """A decoded data set: its images, and what is known of each."""
 
     images: NDArray[np.uint8] | Unkept
     """

@@ -42,11 +42,17 @@ def test_good_file_is_complete(tmp_path: Path) -> None:
 def test_paths_of_weights_and_vectors_are_relative_to_the_file_too(tmp_path: Path) -> None:
     """Below train and as choices; the words that name no file stay, and so does an absolute path."""
     text = GOOD.replace("train: {", "train: {weights: mine.pth, embeddings_dir: vectors, ")
-    text = text.replace("search:\n", "search:\n  weights: {type: categorical, choices: [none, a.pth, /b.pth]}\n")
+    searched = "  weights: {type: categorical, choices: [none, a.pth, /b.pth]}\n"
+    searched += "  drop_path: {type: float, low: 0.1, high: 0.2, when: {weights: a.pth}}\n"
+    searched += "  label_smoothing: {type: float, low: 0.1, high: 0.2, when: {weights: [none, a.pth]}}\n"
+    text = text.replace("search:\n", f"search:\n{searched}")
     study = read(tmp_path, text)
     assert study.train.weights == str(tmp_path / "mine.pth")
     assert study.train.embeddings_dir == tmp_path / "vectors"
     assert study.search["weights"].corners() == ["none", str(tmp_path / "a.pth"), "/b.pth"]
+    assert study.search["drop_path"].when == {"weights": str(tmp_path / "a.pth")}
+    assert study.search["label_smoothing"].when == {"weights": ["none", str(tmp_path / "a.pth")]}
+    assert study.embeddings_dirs() == [tmp_path / "vectors"]
     assert StudyFile.model_validate(study.model_dump(mode="json")) == study
     assert read(tmp_path, GOOD).train.weights == "imagenet"
 
@@ -70,6 +76,7 @@ def test_overrides_of_the_command_line_win(tmp_path: Path) -> None:
         ("budget:", "budgte:", "unknown name 'budgte', did you mean 'budget'?"),
         ("epochs: 12", "epoch: 12", "train: unknown name 'epoch', did you mean 'epochs'?"),
         ("  lr:", "  lrr:", "search: unknown name 'lrr', did you mean 'lr'?"),
+        ("data: {", "data: {embeddings: {a: b}, ", "data.embeddings: is filled in when the study is created"),
         ("epochs: 12", "epochs: 12, cache_mode: none", "train.cache_mode must be disk: all workers of a study share"),
         ("search:", "search:\n  num_workers: {type: int, low: 0, high: 3}", "num_workers changes no number"),
         ("low: 1e-5", "low: 1", "search.lr: low (1) must not be above high (0.001)"),

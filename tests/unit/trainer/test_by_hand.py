@@ -117,19 +117,72 @@ def test_a_split_leaves_curves_and_a_record(train: Callable[..., tuple[Path, Sum
     assert read_run(folder).config.batch_size == summary.batch_size
 
 
-def test_a_resumed_run_refuses_to_become_another(train: Callable[..., tuple[Path, Summary]]) -> None:
-    """The flag is named; nothing is trained."""
-    folder, _ = train(epochs=1)
+def test_a_resumed_run_refuses_to_become_another(train: Callable[..., tuple[Path, Summary]], tmp_path: Path) -> None:
+    """The flag is named; nothing is trained. What says what the run has anyway is accepted."""
+    folder, summary = train(epochs=1)
+    before = (folder / "train_history.json").read_bytes()
     refused = (
         ({"lr": "0.5"}, "--lr: the run in .* has 0.0001, and a resumed run keeps it, got 0.5"),
         ({"cv_folds": "3"}, "--cv-folds: the run in"),
         ({"batch_size": "4"}, "--batch-size: the run in"),
+        ({"micro_batch": "4"}, "--micro-batch: the run in"),
         ({"img_size": "31"}, "--img-size"),
         ({"cv_outdir": "elsewhere", "cv_folds": "3"}, "--cv-"),
     )
     for flags, message in refused:
         with pytest.raises(InputError, match=message):
-            resumed_config(folder, flags)
+            train_density(resumed_config(folder, flags), tmp_path / "outputs", resume=folder)
+    assert (folder / "train_history.json").read_bytes() == before
+    same = {**TINY, "epochs": "1", "batch_size": "16", "micro_batch": "16", "threads": "1"}
+    _, again = train_density(resumed_config(folder, same), tmp_path / "outputs", resume=folder)
+    assert again.value == summary.value
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"device": "cuda:99"}, "device: cuda:99 was asked for"),
+        ({"embeddings_dir": "nowhere"}, "nowhere/features.npy: No such file"),
+        ({"outdir": "a file"}, "--outdir a file: a file is a file, expected a folder"),
+        (
+            {"cv_folds": 2, "cv_outdir": "a file/below"},
+            "--cv-outdir a file/below: .*/a file is a file, expected a folder",
+        ),
+        ({"arch": "dla46x_c", "drop_path": 0.1}, "arch: dla46x_c cannot be built"),
+        ({"weights": "bundled"}, "weights: bundled are for arch"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_is_decoded(
+    given: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    flags: dict[str, Any], message: str,
+) -> None:  # fmt: skip
+    """In seconds and not after hours, and no folder is left."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    with pytest.raises(InputError, match=message):
+        train_density(run_config(given(**flags)), tmp_path / "outputs")
+    assert [path.name for path in tmp_path.iterdir()] == ["a file"]
+
+
+def test_weights_of_too_few_classes_leave_no_folder(given: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """The corrected command may use the same one."""
+    folds = {"cv_folds": 2, "cv_outdir": tmp_path / "folds"}
+    with pytest.raises(InputError, match="class_weights: 2 weights for 4 classes"):
+        train_density(run_config(given(**folds, class_weights="1,2")), tmp_path / "outputs")
+    assert not (tmp_path / "folds").exists()
+
+
+def test_a_folder_that_was_only_locked_is_still_free(
+    train: Callable[..., tuple[Path, Summary]], tmp_path: Path
+) -> None:
+    """A kill before the record was whole leaves a lock and half a file: nothing to resume, and nothing in the way."""
+    folder = tmp_path / "folds"
+    folder.mkdir()
+    for name in (".lock", ".run.json.77.part"):
+        (folder / name).touch()
+    train(epochs=1, cv_folds=2, cv_outdir=folder)
+    assert (folder / "cv_summary.json").exists()
+    assert not (folder / ".run.json.77.part").exists()
 
 
 def test_a_resumed_run_may_find_its_data_elsewhere(
@@ -145,10 +198,11 @@ def test_a_resumed_run_may_find_its_data_elsewhere(
     assert config.csv == tmp_path / "copy" / "classificacao.csv"
     again, repeated = train_density(config, tmp_path / "outputs", resume=folder)
     assert (again, repeated.value, repeated.started_at) == (folder, summary.value, summary.started_at)
+    assert resumed_config(folder, {}).csv == tmp_path / "copy" / "classificacao.csv"  # the next time without a flag
     labels = (archive / "classificacao.csv").read_text().splitlines(keepends=True)
     (tmp_path / "fewer.csv").write_text("".join(labels[:-1]))
     other = resumed_config(folder, {"csv": str(tmp_path / "fewer.csv")})
-    with pytest.raises(InputError, match="was begun with data"):
+    with pytest.raises(InputError, match="--resume: was begun with other data"):
         train_density(other, tmp_path / "outputs", resume=folder)
 
 
@@ -176,8 +230,9 @@ def test_a_stop_says_how_to_go_on(given: Callable[..., dict[str, Any]], tmp_path
     stop = threading.Event()
     stop.set()
     with pytest.raises(StopRequestedError, match="go on with: mammography train-density --resume") as caught:
-        train_density(run_config(given()), tmp_path / "outputs", stop=stop)
-    folder = Path(str(caught.value).rpartition(" ")[2])
+        train_density(run_config(given(outdir=tmp_path / "my runs")), tmp_path / "outputs", stop=stop)
+    folder = Path(shlex.split(str(caught.value))[-1])
+    assert folder.parent == tmp_path / "my runs"
     _, summary = train_density(resumed_config(folder, {}), tmp_path / "outputs", resume=folder)
     assert summary.value is not None
 
@@ -192,6 +247,7 @@ def test_other_versions_are_said(
     (folder / "run.json").write_text(json.dumps(content))
     train_density(resumed_config(folder, {}), tmp_path / "outputs", resume=folder)
     assert "the last bits may differ: torch 1.0 ->" in caplog.text
+    assert "the last bits may differ: torch 1.0 ->" in (folder / "run.log").read_text()
 
 
 def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:

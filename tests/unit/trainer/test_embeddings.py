@@ -24,9 +24,9 @@ from trainer.data.records import Dataset, ImageRecord
 from trainer.embeddings import (
     EmbeddingRecord,
     Origin,
-    attach,
     check_free,
     find,
+    read_embeddings,
     sha256,
     to_metadata,
     to_npy,
@@ -64,7 +64,7 @@ def write_folder(folder: Path, rows: Sequence[Row], vectors: NDArray[np.generic]
 def complaint(dataset: Dataset, folder: Path) -> str:
     """Return the one line with which *folder* is refused."""
     with pytest.raises(InputError) as caught:
-        attach(dataset, folder)
+        read_embeddings(folder).attach(dataset)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -72,7 +72,7 @@ def complaint(dataset: Dataset, folder: Path) -> str:
 def test_vectors_come_in_the_order_of_the_data_set(tmp_path: Path) -> None:
     """The folder's order is its own, and images that the data set does not have are left out."""
     rows = [("70/a.dcm", "70"), ("other/x.dcm", "other"), ("007/b.dcm", "007"), ("007/a.dcm", "007")]
-    features = attach(data_of(TWO_OF_ONE), write_folder(tmp_path, rows)).features
+    features = read_embeddings(write_folder(tmp_path, rows)).attach(data_of(TWO_OF_ONE)).features
     assert features is not None
     assert features.dtype == np.float32
     assert np.array_equal(features, numbered(4)[[3, 2, 0]])
@@ -84,7 +84,7 @@ def test_what_we_write_can_be_attached(dataset: Dataset, tmp_path: Path) -> None
     records = (odd, *dataset.records[1:])
     (tmp_path / "features.npy").write_bytes(to_npy(numbered(len(records))))
     (tmp_path / "metadata.csv").write_bytes(to_metadata(records, Path("archive")))
-    features = attach(dataclasses.replace(dataset, records=records), tmp_path).features
+    features = read_embeddings(tmp_path).attach(dataclasses.replace(dataset, records=records)).features
     assert features is not None
     assert np.array_equal(features, numbered(len(records)))
     last = dataset.records[-1]
@@ -96,26 +96,31 @@ def test_what_we_write_can_be_attached(dataset: Dataset, tmp_path: Path) -> None
 def test_the_one_vector_of_an_accession_serves_all_its_images(tmp_path: Path) -> None:
     """Where no vector is of the image, the accession number decides, with its zeros."""
     rows = [("elsewhere/1.png", "007"), ("elsewhere/2.png", "70"), ("", "7")]
-    features = attach(data_of(TWO_OF_ONE), write_folder(tmp_path, rows)).features
+    features = read_embeddings(write_folder(tmp_path, rows)).attach(data_of(TWO_OF_ONE)).features
     assert features is not None
     assert np.array_equal(features, numbered(3)[[0, 0, 1]])
 
 
 def test_an_image_comes_before_an_accession(tmp_path: Path) -> None:
-    """An image has its own vector although another one has its accession number."""
-    rows = [("elsewhere", "007"), ("007/a.dcm", "007"), ("70/a.dcm", "70")]
-    features = attach(data_of(TWO_OF_ONE), write_folder(tmp_path, rows)).features
+    """An image has its own vector although another one has its accession number too."""
+    rows = [("elsewhere", "007"), ("007/b.dcm", "007"), ("007/a.dcm", "007"), ("70/a.dcm", "70")]
+    features = read_embeddings(write_folder(tmp_path, rows)).attach(data_of(TWO_OF_ONE)).features
     assert features is not None
-    assert np.array_equal(features, numbered(3)[[1, 0, 2]])
+    assert np.array_equal(features, numbered(4)[[2, 1, 3]])
 
 
 @pytest.mark.parametrize(
     ("rows", "image", "why"),
     [
-        ([("007/a.dcm", "007"), ("70/a.dcm", "70")], "007/b.dcm", "no other rows"),  # and not the vector of 007/a.dcm
-        ([("x", "007"), ("y", "007"), ("70/a.dcm", "70")], "007/a.dcm", "2 other rows"),
-        ([("x", "7"), ("70/a.dcm", "70")], "007/a.dcm", "no other rows"),
-        ([("007/a.dcm", "1"), ("007/b.dcm", "1")], "70/a.dcm", "no other rows"),
+        ([("007/a.dcm", "007"), ("70/a.dcm", "70")], "007/b.dcm", "has 1 of"),  # and not the vector of 007/a.dcm
+        ([("x", "007"), ("y", "007"), ("70/a.dcm", "70")], "007/a.dcm", "has 2 of"),
+        (
+            [("007/a.dcm", "007"), ("gone", "007"), ("70/a.dcm", "70")],
+            "007/b.dcm",
+            "has 2 of",
+        ),  # that was another image
+        ([("x", "7"), ("70/a.dcm", "70")], "007/a.dcm", "has none of"),
+        ([("007/a.dcm", "1"), ("007/b.dcm", "1")], "70/a.dcm", "has none of"),
     ],
 )
 def test_an_image_without_a_vector_is_named(tmp_path: Path, rows: list[Row], image: str, why: str) -> None:
@@ -128,7 +133,7 @@ def test_an_image_without_a_vector_is_named(tmp_path: Path, rows: list[Row], ima
 
 def test_how_many_images_have_none_is_said(tmp_path: Path) -> None:
     """The first is named, the others counted."""
-    assert "2 of 3 images have none" in complaint(data_of(TWO_OF_ONE), write_folder(tmp_path, [("70/a.dcm", "70")]))
+    assert "2 of 3 have none" in complaint(data_of(TWO_OF_ONE), write_folder(tmp_path, [("70/a.dcm", "70")]))
 
 
 @given(st.data())
@@ -140,7 +145,7 @@ def test_every_image_gets_its_own_vector_or_its_accessions(data: st.DataObject) 
     rows = [row for row in images if row[1] not in by_accession] + [("", accession) for accession in by_accession]
     rows = data.draw(st.permutations(rows))
     with tempfile.TemporaryDirectory() as folder:
-        features = attach(data_of(images), write_folder(Path(folder), rows)).features
+        features = read_embeddings(write_folder(Path(folder), rows)).attach(data_of(images)).features
     assert features is not None
     expected = [rows.index(("", row[1]) if row[1] in by_accession else row) for row in images]
     assert np.array_equal(features, numbered(len(rows))[expected])
@@ -158,7 +163,7 @@ def test_tables_of_other_programs(tmp_path: Path, text: str) -> None:
     """A mark of the byte order, other columns, another order of them, blank lines, and zeros before a number."""
     write_folder(tmp_path, [("a", "1"), ("b", "2")])
     (tmp_path / "metadata.csv").write_bytes(text.encode())
-    features = attach(data_of([TWO_OF_ONE[0], TWO_OF_ONE[2]]), tmp_path).features
+    features = read_embeddings(tmp_path).attach(data_of([TWO_OF_ONE[0], TWO_OF_ONE[2]])).features
     assert features is not None
     assert np.array_equal(features, numbered(2))
 
@@ -167,7 +172,7 @@ def test_tables_of_other_programs(tmp_path: Path, text: str) -> None:
 def test_numbers_of_every_type_become_float32(tmp_path: Path, dtype: str) -> None:
     """In the machine's order of bytes, in memory that torch may have."""
     vectors = numbered(3).astype(dtype)
-    features = attach(data_of(TWO_OF_ONE), write_folder(tmp_path, TWO_OF_ONE, vectors)).features
+    features = read_embeddings(write_folder(tmp_path, TWO_OF_ONE, vectors)).attach(data_of(TWO_OF_ONE)).features
     assert features is not None
     assert np.array_equal(features, numbered(3))
     assert features.dtype == np.float32
@@ -211,6 +216,16 @@ def test_a_broken_array_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "features.npy: cannot be read" in complaint(data_of(TWO_OF_ONE), tmp_path)
 
 
+@pytest.mark.parametrize("shape", ["(9223372036854775808, 2)", "(True, 3)", "(-1, 3)", "(3,", "3"])
+def test_a_header_that_makes_no_sense_is_refused(tmp_path: Path, shape: str) -> None:
+    """A shape that no array can have."""
+    write_folder(tmp_path, TWO_OF_ONE)
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    head = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+    (tmp_path / "features.npy").write_bytes(head + bytes(36))
+    assert "features.npy: cannot be read" in complaint(data_of(TWO_OF_ONE), tmp_path)
+
+
 @given(
     features=st.one_of(
         st.binary(max_size=200), st.binary(max_size=200).map(lambda data: to_npy(numbered(3))[:64] + data)
@@ -227,7 +242,7 @@ def test_any_bytes(features: bytes, metadata: bytes) -> None:
             write_folder(folder, TWO_OF_ONE)
             (folder / broken).write_bytes(content)
             with contextlib.suppress(InputError):
-                attach(data_of(TWO_OF_ONE), folder)
+                read_embeddings(folder).attach(data_of(TWO_OF_ONE))
 
 
 def test_an_archive_of_arrays_is_refused(tmp_path: Path) -> None:
@@ -283,10 +298,10 @@ def test_the_hash_covers_the_vectors(tmp_path: Path) -> None:
         "shape": write_folder(tmp_path / "d", TWO_OF_ONE, np.zeros((3, 2), np.float32)),
         "other shape": write_folder(tmp_path / "e", TWO_OF_ONE, np.zeros((3, 3), np.float32)),
     }
-    hashes = {name: attach(dataset, folder).features_hash for name, folder in folders.items()}
+    hashes = {name: read_embeddings(folder).attach(dataset).features_hash for name, folder in folders.items()}
     assert hashes["plain"] == hashes["moved"]
     assert len({None, *hashes.values()}) == 5
-    attached = attach(dataset, folders["plain"])
+    attached = read_embeddings(folders["plain"]).attach(dataset)
     assert (attached.data_hash, attached.records) == (dataset.data_hash, dataset.records)
     assert (dataset.features, dataset.features_hash) == (None, None)
 
@@ -297,7 +312,7 @@ def test_batches_carry_the_vectors_of_their_images(dataset: Dataset, tmp_path: P
     vectors = dataset.images.reshape(len(rows), -1)[:, :5].astype(np.float32)  # of each image, its own first pixels
     shuffled = np.random.default_rng(1).permutation(len(rows))
     folder = write_folder(tmp_path, [rows[i] for i in shuffled], vectors[shuffled])
-    source = images_on(attach(dataset, folder), torch.device("cpu"))
+    source = images_on(read_embeddings(folder).attach(dataset), torch.device("cpu"))
     (batch,) = source.batches(np.array([7, 3, 11]), [(0, 3)])
     assert batch.features is not None
     assert torch.equal(batch.features, batch.images[:, 0, 0, :5].float())
@@ -363,11 +378,13 @@ def test_a_record_of_others_is_refused(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize("name", ["features.npy", "metadata.csv"])
 def test_damaged_embeddings_are_not_taken_for_whole(tmp_path: Path, resolution: Resolution, name: str) -> None:
-    """A file that is not the one in the record is refused, changed or gone."""
+    """A file that is not the one in the record is refused, changed or gone, also by whoever wants to train with them."""
     write_ours(tmp_path, resolution)
     path = tmp_path / name
-    path.write_bytes(path.read_bytes()[:-1])
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"7", b"8").replace(b"\x80", b"\x81"))
     assert f"its {name} is not the one that embeddings.json records" in refusal(tmp_path)
+    assert f"its {name} is not the one that embeddings.json records" in complaint(data_of(TWO_OF_ONE), tmp_path)
     path.unlink()
     assert f"its {name} is not the one that embeddings.json records" in refusal(tmp_path)
 

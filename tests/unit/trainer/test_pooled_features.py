@@ -22,7 +22,7 @@ from trainer.config import EmbedConfig
 from trainer.data.cache import open_dataset
 from trainer.data.phantom import make_phantom
 from trainer.data.records import Dataset
-from trainer.embeddings import EmbeddingRecord, Origin, attach
+from trainer.embeddings import EmbeddingRecord, Origin, read_embeddings
 from trainer.errors import InputError, StopRequestedError
 from trainer.model import build_network
 from trainer.pooled_features import _origin, embed
@@ -99,7 +99,7 @@ def test_vectors_are_those_of_timm(run: Run) -> None:
         rows = list(csv.DictReader(stream))
     assert [(row["image"], row["accession"]) for row in rows] == [(own.path, own.accession) for own in dataset.records]
     assert all(Path(row["path"]) == config.dicom_root / row["image"] and Path(row["path"]).is_file() for row in rows)
-    features = attach(dataset, config.outdir).features
+    features = read_embeddings(config.outdir).attach(dataset).features
     assert features is not None
     assert np.array_equal(features, run.vectors)
 

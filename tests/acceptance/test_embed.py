@@ -1,4 +1,4 @@
-"""A backbone's features as a user gets them: the files, never over others, and seen by a network beside its own."""
+"""A backbone's features as a user gets them: the files, once, and never over others."""
 
 from __future__ import annotations
 
@@ -49,53 +49,9 @@ def test_features_of_every_image(laboratory: Laboratory) -> None:
     before = contents(folder)
     again = laboratory.ok(*(part for part in command if part != "--"))
     assert again.splitlines() == ["features: (96, 1280) float32, there already", "outputs/features"]
-    (folder / "embeddings.json").rename(folder.parent / "kept.json")
-    assert laboratory.ok(*command).splitlines()[0] == "features: (96, 1280) float32"  # as after an interruption
-    assert all((folder / name).read_bytes() == before[name] for name in ("features.npy", "metadata.csv"))
-
-    before = contents(folder)
     line = one_line(laboratory.run(*command, "--no-crop-breast"))
     assert "outputs/features: holds other embeddings" in line
     assert contents(folder) == before
-
-
-def test_a_network_sees_them_beside_its_own(laboratory: Laboratory) -> None:
-    """With --embeddings-dir the head is wider by them and the run says which; an image without a vector is named."""
-    laboratory.ok("embed", *laboratory.data, "--outdir", "features", *SMALL)
-    train = ("train-density", *laboratory.data, *SMALL, "--epochs", "1", "--outdir", "runs")
-    laboratory.ok(*train)
-    laboratory.ok(*train, "--embeddings-dir", "features")
-    plain, fused = (
-        json.loads((laboratory.folder / "runs" / f"results_{number}" / "summary.json").read_text()) for number in (1, 2)
-    )
-    assert plain["data_hash"] == fused["data_hash"]  # the same images: their trials share folds
-    assert plain["embeddings_hash"] is None
-    assert len(fused["embeddings_hash"]) == 64
-    assert fused["config"]["embeddings_dir"] == str(laboratory.folder / "features")
-
-    folder = laboratory.folder / "features"
-    metadata = pd.read_csv(folder / "metadata.csv", dtype=str)
-    lost = metadata["image"][0]
-    metadata["image"] = metadata["image"].replace(lost, "elsewhere")
-    metadata["accession"] = metadata["accession"].where(metadata["image"] != "elsewhere", "none")
-    metadata.to_csv(folder / "metadata.csv", index=False)
-    line = one_line(laboratory.run(*train, "--embeddings-dir", "features"))
-    assert "its metadata.csv is not the one that embeddings.json records" in line
-    (folder / "embeddings.json").unlink()  # as another program's
-    assert f"no vector for image {lost}" in one_line(laboratory.run(*train, "--embeddings-dir", "features"))
-    assert "nowhere" in one_line(laboratory.run(*train, "--embeddings-dir", "nowhere"))
-    assert not (laboratory.folder / "runs" / "results_3").exists()
-
-
-def test_files_of_others_stay(laboratory: Laboratory) -> None:
-    """A folder with another program's table is refused and stays as it is."""
-    folder = laboratory.folder / "features"
-    folder.mkdir()
-    (folder / "metadata.csv").write_text("image\nmine\n")
-    line = one_line(laboratory.run("embed", *laboratory.data, "--outdir", "features", *SMALL))
-    assert "features: holds another metadata.csv" in line
-    assert (folder / "metadata.csv").read_text() == "image\nmine\n"
-    assert not (folder / "features.npy").exists()
 
 
 def test_wrong_input(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -106,53 +106,35 @@ def test_trial_by_hand_gives_the_same_number(laboratory: Laboratory) -> None:
     assert (again / "oof_predictions.csv").read_bytes() == (trial / "oof_predictions.csv").read_bytes()
     first, second = (json.loads((folder / "cv_summary.json").read_text()) for folder in (trial, again))
     assert first == second
+    assert len(laboratory.record(1)["embeddings_hash"]) == 64
     vectors = np.load(laboratory.folder / "vectors" / "features.npy")
     np.save(laboratory.folder / "vectors" / "features.npy", vectors + 1)
     refused = laboratory.run("worker", "small")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "the data differ from those of study 'small'" in refused.err
-
-
-def test_every_image_is_predicted_once_by_a_model_that_never_saw_its_patient(laboratory: Laboratory) -> None:
-    """The out-of-fold predictions follow the stored folds, and no patient is on both sides."""
-    laboratory.study(STUDY.replace("trials: 4", "trials: 1"))
-    study = laboratory.outputs / "small"
-    folds_before = (study / "folds.csv").read_bytes()
-    laboratory.ok("db", "stop")
-    laboratory.ok("launch", "small", "--workers", 1)
-    assert (study / "folds.csv").read_bytes() == folds_before
-    with (study / "folds.csv").open(newline="") as stream:
-        folds = {row["image"]: row for row in csv.DictReader(stream)}
-    by_patient: dict[str, set[str]] = {}
-    for row in folds.values():
-        by_patient.setdefault(row["patient"], set()).add(row["fold"])
-    assert all(len(of_patient) == 1 for of_patient in by_patient.values())
-    predictions = pd.read_csv(study / "trial_0000" / "oof_predictions.csv", dtype=str)
-    assert sorted(predictions["image"]) == sorted(folds)
-    assert all(
-        folds[image]["fold"] == fold for image, fold in zip(predictions["image"], predictions["fold"], strict=True)
-    )
+    assert "its features.npy is not the one that embeddings.json records" in refused.err
+    (laboratory.folder / "vectors" / "embeddings.json").unlink()
+    refused = laboratory.run("worker", "small")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "vectors: the vectors there differ from those that study 'small' was created on" in refused.err
 
 
 def test_useless_learning_rate_ranks_last(laboratory: Laboratory, tmp_path: Path) -> None:
-    """A better model gets a higher value: with a learning rate of nothing the network stays at chance."""
+    """A better model gets a higher value: with a learning rate of nothing a new head stays at chance."""
     laboratory.ok("data", "phantom", tmp_path / "larger", "--patients", 48)
     laboratory.archive = tmp_path / "larger"
     laboratory.study("""\
 study: small
-cv: {folds: 3}
-train: {arch: tf_efficientnet_lite0, weights: bundled, img_size: 64, epochs: 5, batch_size: 8, lr: 3.0e-3}
+cv: {folds: 2}
+train: {arch: tf_efficientnet_lite0, weights: bundled, freeze: backbone, img_size: 96, epochs: 5, batch_size: 8}
 search:
-  backbone_lr: {type: categorical, choices: [1.0e-12, 1.0e-3]}
+  lr: {type: categorical, choices: [1.0e-12, 1.0e-2]}
 sampler: {name: random}
 budget: {trials: 2}
 """)
     laboratory.ok("launch", "small", "--workers", 2)
-    by_rate = {
-        laboratory.record(number)["params"]["backbone_lr"]: value for number, (value, _) in values(laboratory).items()
-    }
-    assert set(by_rate) == {1e-12, 1e-3}
-    assert by_rate[1e-3] > by_rate[1e-12] + 0.1
+    by_rate = {laboratory.record(number)["params"]["lr"]: value for number, (value, _) in values(laboratory).items()}
+    assert set(by_rate) == {1e-12, 1e-2}
+    assert by_rate[1e-2] > by_rate[1e-12] + 0.1
 
 
 def test_workers_that_start_together_decode_once_and_propose_differently(laboratory: Laboratory) -> None:
@@ -195,7 +177,8 @@ def test_launcher_that_is_asked_to_stop_gives_its_trials_back(laboratory: Labora
     """SIGTERM: exit 0 within seconds, nobody holds a trial; started again, the study ends with its exact budget."""
     laboratory.study(STUDY.replace("epochs: 2", "epochs: 8").replace("trials: 4", "trials: 2"))
     launcher = laboratory.start("launch", "small", "--workers", 2)
-    wait_until(lambda: any(worker["epoch"] is not None for worker in laboratory.status()["workers"]))
+    logs = laboratory.outputs / "small" / "workers"
+    wait_until(lambda: any("fold 0 epoch 1" in log.read_text() for log in logs.glob("worker_*.log")))
     launcher.send_signal(signal.SIGTERM)
     asked_at = time.monotonic()
     _, err = launcher.communicate(timeout=60)
@@ -227,10 +210,18 @@ budget: {trials: 2}
     assert (best.code, best.err.count("\n")) == (1, 1)
 
 
-def test_records_hold_what_a_paper_needs(laboratory: Laboratory) -> None:
-    """`optuna_trial.json`, `summary.json` and `study.json` have the contract's fields, and times have a zone."""
+def test_a_finished_trial_holds_what_a_paper_needs(laboratory: Laboratory) -> None:
+    """
+    Every image is predicted once, by a model that never saw its patient; `optuna_trial.json`, `summary.json` and `study.json`
+    have the contract's fields, and times have a zone. The database was away in between, and what is lost is made again.
+    """
     laboratory.study(STUDY.replace("trials: 4", "trials: 1"))
+    study_folder = laboratory.outputs / "small"
+    folds_before = (study_folder / "folds.csv").read_bytes()
+    laboratory.ok("db", "stop")
     laboratory.ok("launch", "small", "--workers", 1)
+    assert (study_folder / "folds.csv").read_bytes() == folds_before
+    check_predictions(study_folder)
     record = laboratory.record(0)
     assert {
         "schema_version",
@@ -308,6 +299,21 @@ def test_records_hold_what_a_paper_needs(laboratory: Laboratory) -> None:
     again = laboratory.record(0)
     differing = {name for name in record if record[name] != again[name]}
     assert differing <= {"finished_at", "attempts"}, "the moment when the database heard of the end"
+
+
+def check_predictions(study: Path) -> None:
+    """Check that the out-of-fold predictions follow the stored folds, and that no patient is on both sides."""
+    with (study / "folds.csv").open(newline="") as stream:
+        folds = {row["image"]: row for row in csv.DictReader(stream)}
+    by_patient: dict[str, set[str]] = {}
+    for row in folds.values():
+        by_patient.setdefault(row["patient"], set()).add(row["fold"])
+    assert all(len(of_patient) == 1 for of_patient in by_patient.values())
+    predictions = pd.read_csv(study / "trial_0000" / "oof_predictions.csv", dtype=str)
+    assert sorted(predictions["image"]) == sorted(folds)
+    assert all(
+        folds[image]["fold"] == fold for image, fold in zip(predictions["image"], predictions["fold"], strict=True)
+    )
 
 
 def wait_until(condition: object, timeout_s: float = 120) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -39,13 +41,11 @@ def test_split_by_hand(laboratory: Laboratory) -> None:
         out = laboratory.ok("train-density", "--", *laboratory.data, *SMALL, "--outdir", "runs")
         assert out.splitlines()[-1].endswith(f"runs/results_{number}")
     first, second = (laboratory.folder / "runs" / f"results_{number}" for number in (1, 2))
-    histories = [json.loads((folder / "train_history.json").read_text()) for folder in (first, second)]
-    for history in histories:
-        for record in history:
-            assert record.pop("seconds") > 0
-            assert record.pop("images_per_second") > 0
-    assert histories[0] == histories[1]
-    assert [record["lr"]["head"] for record in histories[0]] == pytest.approx([1e-4, 1e-4])
+    records = history(first)
+    assert records == history(second)
+    timed = json.loads((first / "train_history.json").read_text())
+    assert all(record["seconds"] > 0 and record["images_per_second"] > 0 for record in timed)
+    assert [record["lr"]["head"] for record in records] == pytest.approx([1e-4, 1e-4])
 
     summary = json.loads((first / "summary.json").read_text())
     folds = pd.read_csv(first / "val_predictions.csv", dtype={"label": str, "prediction": str})
@@ -63,24 +63,38 @@ def test_split_by_hand(laboratory: Laboratory) -> None:
     files = {"best_model.pth", "last_model.pth", "run.log", "summary.json", "run.json", "training_curves.png"}
     assert files <= {path.name for path in first.iterdir()}
 
+    # Once more with --resume: the same run, with its numbers. With another rate it would be another one.
+    again = laboratory.ok("train-density", "--", *laboratory.data, *SMALL, "--outdir", "runs", "--resume", first)
+    assert again.splitlines()[-1].endswith("runs/results_1")
+    assert history(first) == records
+    assert {path.name for path in first.parent.iterdir()} == {"results_1", "results_2"}
+    finished = laboratory.run("train-density", "--resume", first, "--lr", 0.5)
+    assert (finished.code, finished.out, finished.err.count("\n")) == (2, "", 1)
+    assert "--lr: the run in" in finished.err
+
 
 def test_killed_runs_continue_to_the_bit(laboratory: Laboratory) -> None:
-    """Four kills -9 at random moments, resumed each time: every number, prediction and weight of an undisturbed run."""
+    """Three kills -9 at random moments, and a SIGTERM: every number, prediction and weight of an undisturbed run."""
     flags = (*SMALL, "--epochs", "8", "--dropout", "0.2", "--export-embeddings", "--save-every-epoch", "--cv-folds", 2)
     laboratory.ok("train-density", *laboratory.data, *flags, "--cv-outdir", "whole")
     killed = laboratory.folder / "killed"
     moments = random.Random(time.time_ns())  # noqa: S311 - another one each time: none may be wrong
-    begin: tuple[object, ...] = ("train-density", *laboratory.data, *flags, "--cv-outdir", killed)
-    for _ in range(4):
-        process = laboratory.start(*begin)
-        until = time.monotonic() + 120
-        while not (killed / "run.json").exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        time.sleep(moments.uniform(0.5, 4))
-        process.kill()
-        process.communicate()
-        begin = ("train-density", "--resume", killed)
-    laboratory.ok(*begin)
+    command: list[object] = ["train-density", *laboratory.data, *flags, "--cv-outdir", killed]
+    for sent in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+        started, process = time.time(), laboratory.start(*command)
+        while process.poll() is None and not any(
+            path.stat().st_mtime > started for path in killed.rglob("last_model.pth")
+        ):
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.6))  # an epoch or two
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=120)
+        command = ["train-density", "--resume", killed]
+        if sent == signal.SIGTERM:
+            assert process.returncode == 130, err
+            assert "SIGTERM: saving and stopping" in err
+            command = list(shlex.split(err.splitlines()[-1].partition("go on with: ")[2])[1:])
+    laboratory.ok(*command)
     whole = laboratory.folder / "whole"
     for name in ("oof_predictions.csv", "cv_summary.json", "folds.csv", "data_report.csv"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
@@ -96,19 +110,6 @@ def test_killed_runs_continue_to_the_bit(laboratory: Laboratory) -> None:
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, killed)]
     differing = {name for name in summaries[0] if summaries[0][name] != summaries[1][name]}
     assert differing <= {"started_at", "finished_at"}
-
-
-def test_a_resumed_run_stays_what_it_was(laboratory: Laboratory) -> None:
-    """The same command once more with --resume ends with the same numbers; one with another rate is refused by its name."""
-    laboratory.ok("train-density", *laboratory.data, *SMALL, "--outdir", "runs")
-    folder = laboratory.folder / "runs" / "results_1"
-    before = history(folder)
-    laboratory.ok("train-density", "--", *laboratory.data, *SMALL, "--outdir", "runs", "--resume", folder)
-    assert history(folder) == before
-    assert [path.name for path in folder.parent.iterdir()] == ["results_1"]
-    finished = laboratory.run("train-density", "--resume", folder, "--lr", 0.5)
-    assert (finished.code, finished.out, finished.err.count("\n")) == (2, "", 1)
-    assert "--lr: the run in" in finished.err
 
 
 def test_the_reference_commands(laboratory: Laboratory) -> None:
@@ -129,6 +130,8 @@ def test_the_reference_commands(laboratory: Laboratory) -> None:
     three = json.loads((laboratory.folder / "experiments" / "results_k3_seed42" / "summary.json").read_text())
     assert one["resolution"]["fused"] is True
     assert one["data_hash"] == three["data_hash"]
+    assert (len(one["embeddings_hash"]), one["embeddings_hash"]) == (64, three["embeddings_hash"])
+    assert one["config"]["embeddings_dir"] == str(laboratory.folder / "vectors")
     assert (three["loader_heuristics"], len(three["best_epoch"])) == (False, 3)
     head = weights(laboratory.folder / "density" / "results_1" / "best_model.pth")["classifier.weight"]
     assert head.shape == (4, 2 * 1280)
@@ -144,11 +147,3 @@ def test_folder_that_is_not_empty_is_refused(laboratory: Laboratory) -> None:
     assert finished.code == 2
     assert "--cv-outdir taken: must be empty or new, or named by --resume" in finished.err
     assert [path.name for path in (laboratory.folder / "taken").iterdir()] == ["notes.txt"]
-
-
-def test_weights_that_cannot_be_had_are_an_error(laboratory: Laboratory) -> None:
-    """Never a random start in place of weights that were asked for: one line that says how to get them."""
-    finished = laboratory.run("train-density", *laboratory.data, "--arch", "resnet18", "--weights", "bundled")
-    assert finished.code == 2
-    line = finished.err.splitlines()[-1]
-    assert "bundled are for arch tf_efficientnet_lite0, not resnet18" in line

@@ -33,8 +33,6 @@ def test_wrong_input_of_studies(laboratory: Laboratory) -> None:
     (folder / "columns.csv").write_text("Accession,Class\n1,2\n")
     assert "columns.csv" in (line := refused(laboratory, *create, "columns.csv"))
     assert "AccessionNumber" in line
-    (folder / "unknown.csv").write_text(labels.read_text().replace(",1,", ",heavy,", 1))
-    assert "heavy" in refused(laboratory, *create, "unknown.csv")
     assert "nowhere" in refused(laboratory, "study", "create", "study.yaml", "--csv", labels, "--dicom-root", "nowhere")
     assert "--csv" in refused(laboratory, "study", "create", "study.yaml")
 

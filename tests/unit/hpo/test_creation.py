@@ -40,7 +40,10 @@ def test_weights_that_a_network_cannot_have_are_refused(weights: str, complaint:
     ("train", "complaint"),
     [
         ({"drop_path": 0.1}, "arch: dla46x_c cannot be built with {'drop_path_rate': 0.1}"),
-        ({"embeddings_dir": "vectors"}, "embeddings_dir: the head of VisionTransformerDistilled is not one linear layer"),
+        (
+            {"embeddings_dir": "vectors"},
+            "embeddings_dir: the head of VisionTransformerDistilled is not one linear layer",
+        ),
     ],
 )
 def test_settings_that_a_network_cannot_have_are_refused(train: dict[str, object], complaint: str) -> None:

@@ -16,7 +16,7 @@ from tests.conftest import remove_server
 STUDY = """\
 study: small
 cv: {folds: 3}
-train: {arch: tf_efficientnet_lite0, weights: bundled, img_size: 32, epochs: 2, batch_size: 8}
+train: {arch: test_efficientnet, weights: none, img_size: 32, epochs: 2, batch_size: 8}
 search:
   lr: {type: float, low: 1.0e-4, high: 1.0e-2, log: true}
   weight_decay: {type: float, low: 0.0, high: 0.1}

@@ -19,7 +19,8 @@ from trainer.cli import command_line, flag
 from trainer.config import RunConfig
 from trainer.cross_validation import cross_validate
 from trainer.data.cache import Progress, open_dataset
-from trainer.data.folds import Folds, Split, holdout, make_folds, split_hash, to_csv
+from trainer.data.division import holdout, make_folds
+from trainer.data.folds import Folds, Split, split_hash, to_csv
 from trainer.data.labels import read_labels
 from trainer.data.records import Dataset
 from trainer.data.report import summary, write_report

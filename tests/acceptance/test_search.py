@@ -93,7 +93,7 @@ def test_trial_by_hand_gives_the_same_number(laboratory: Laboratory) -> None:
     The command in a trial's `summary.json` trains the same again, to the bit, without a database; here with another
     backbone's vectors, which a worker that finds others refuses.
     """
-    network = ("--arch", "tf_efficientnet_lite0", "--weights", "bundled", "--img-size", 32)
+    network = ("--arch", "test_efficientnet", "--weights", "none", "--img-size", 32)
     laboratory.ok("embed", *laboratory.data, *network, "--outdir", "vectors")
     more = "embeddings_dir: vectors, loss: ordinal, plateau_scheduler: true, fused_optim: true, batch_size: 8"
     laboratory.study(STUDY.replace("trials: 4", "trials: 2").replace("batch_size: 8", more))
@@ -152,7 +152,7 @@ def test_workers_that_start_together_decode_once_and_propose_differently(laborat
 
 def test_killed_worker_loses_an_epoch_and_no_number(laboratory: Laboratory) -> None:
     """After kill -9 in the middle of a fold the study ends with its exact budget and the numbers of an undisturbed one."""
-    longer = STUDY.replace("epochs: 2", "epochs: 6").replace("trials: 4", "trials: 2")
+    longer = STUDY.replace("epochs: 2", "epochs: 12").replace("trials: 4", "trials: 2")
     laboratory.study(longer)
     launcher = laboratory.start("launch", "small", "--workers", 1)
     log = laboratory.outputs / "small" / "workers" / "worker_0.log"
@@ -175,7 +175,7 @@ def test_killed_worker_loses_an_epoch_and_no_number(laboratory: Laboratory) -> N
 
 def test_launcher_that_is_asked_to_stop_gives_its_trials_back(laboratory: Laboratory) -> None:
     """SIGTERM: exit 0 within seconds, nobody holds a trial; started again, the study ends with its exact budget."""
-    laboratory.study(STUDY.replace("epochs: 2", "epochs: 8").replace("trials: 4", "trials: 2"))
+    laboratory.study(STUDY.replace("epochs: 2", "epochs: 20").replace("trials: 4", "trials: 2"))
     launcher = laboratory.start("launch", "small", "--workers", 2)
     logs = laboratory.outputs / "small" / "workers"
     wait_until(lambda: any("fold 0 epoch 1" in log.read_text() for log in logs.glob("worker_*.log")))
@@ -196,7 +196,7 @@ def test_configuration_that_diverges_fails_with_the_reason_and_spends_the_budget
     laboratory.study("""\
 study: small
 cv: {folds: 3}
-train: {arch: tf_efficientnet_lite0, weights: none, img_size: 32, epochs: 2, batch_size: 8, grad_clip: 0, backbone_lr: 1.0e+30}
+train: {arch: test_efficientnet, weights: none, img_size: 32, epochs: 2, batch_size: 8, grad_clip: 0, backbone_lr: 1.0e+30}
 search:
   lr: {type: float, low: 1.0e+30, high: 1.0e+35, log: true}
 budget: {trials: 2}

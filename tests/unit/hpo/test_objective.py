@@ -16,7 +16,8 @@ from hpo.objective import Station
 from hpo.study import with_embeddings
 from hpo.study_file import StudyFile
 from trainer.config import PreprocessingConfig
-from trainer.data.folds import make_folds, to_csv
+from trainer.data.division import make_folds
+from trainer.data.folds import to_csv
 from trainer.data.records import Dataset, ImageRecord
 from trainer.embeddings import read_embeddings
 

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from trainer.data.folds import from_csv, holdout, make_folds, split_hash, to_csv
+from trainer.data.division import holdout, make_folds
+from trainer.data.folds import from_csv, split_hash, to_csv
 from trainer.data.records import Dataset, ImageRecord
 from trainer.errors import DataError
 

@@ -9,7 +9,7 @@ from pydicom import dcmread
 
 from trainer.config import PreprocessingConfig
 from trainer.data.cache import open_dataset
-from trainer.data.folds import make_folds
+from trainer.data.division import make_folds
 from trainer.data.phantom import make_phantom
 from trainer.errors import InputError
 

@@ -121,9 +121,9 @@ def train_density(
         run = _settle(config, dataset, division, device)
     folder = resume or _own_folder(config, outputs)
     with alone_in(folder):
-        remove_unfinished(folder)
         if resume is None:
             _check_empty(config)
+        remove_unfinished(folder)
         run.write(folder)
         with log_to(folder / "run.log"):
             logger.info("%s", summary(dataset), extra={"action": "data_opened"})

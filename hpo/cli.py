@@ -232,7 +232,8 @@ def study_create(
     checked = read_study_file(file, overrides=overrides)
     tree, storage = everywhere.open("study")
     place = DataPlace.choose(checked, tree, csv=None, dicom_root=None)
-    from hpo.creation import create  # loads torch: only for a study file in which nothing is wrong
+    place.check()
+    from hpo.creation import create  # loads torch: only where nothing is wrong so far
 
     with decoding_progress(_stderr()) as progress:
         created = create(checked, place, tree, storage, progress)

@@ -19,8 +19,10 @@ from storage.record import StudyRecord
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree, StudyFolder
 from trainer.config import PreprocessingConfig
+from trainer.data.archive import check_root
 from trainer.data.cache import Progress, open_dataset
 from trainer.data.folds import Folds, from_csv
+from trainer.data.labels import read_labels
 from trainer.data.records import Dataset
 from trainer.data.report import write_report
 from trainer.embeddings import read_embeddings
@@ -67,6 +69,11 @@ class DataPlace:
             missing = "--csv" if chosen_csv is None else "--dicom-root"
             raise NoDataPlaceError(f"study {file.study!r} does not say where its data are: give {missing}")
         return cls(chosen_csv, chosen_root, tree.cache, file.data.max_rejected)
+
+    def check(self) -> None:
+        """Refuse what is no label file, or no folder: said in a moment, and without what decoding needs. Raises InputError."""
+        read_labels(self.csv)
+        check_root(self.dicom_root)
 
     def open(
         self, preprocessing: PreprocessingConfig, progress: Progress | None = None, expected_hash: str | None = None

@@ -9,6 +9,8 @@ import math
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -86,6 +88,7 @@ def test_search_from_nothing_to_a_ranked_study(laboratory: Laboratory) -> None:
         number: value for number, (value, _) in found.items()
     }
     assert laboratory.ok("study", "list") == "small\n"
+    check_torch_is_not_loaded(laboratory)
 
 
 def test_trial_by_hand_gives_the_same_number(laboratory: Laboratory) -> None:
@@ -131,7 +134,7 @@ search:
 sampler: {name: random}
 budget: {trials: 2}
 """)
-    laboratory.ok("launch", "small", "--workers", 2)
+    laboratory.ok("launch", "small", "--workers", 1)
     by_rate = {laboratory.record(number)["params"]["lr"]: value for number, (value, _) in values(laboratory).items()}
     assert set(by_rate) == {1e-12, 1e-2}
     assert by_rate[1e-2] > by_rate[1e-12] + 0.1
@@ -152,7 +155,7 @@ def test_workers_that_start_together_decode_once_and_propose_differently(laborat
 
 def test_killed_worker_loses_an_epoch_and_no_number(laboratory: Laboratory) -> None:
     """After kill -9 in the middle of a fold the study ends with its exact budget and the numbers of an undisturbed one."""
-    longer = STUDY.replace("epochs: 2", "epochs: 12").replace("trials: 4", "trials: 2")
+    longer = STUDY.replace("epochs: 2", "epochs: 12").replace("trials: 4", "trials: 1")
     laboratory.study(longer)
     launcher = laboratory.start("launch", "small", "--workers", 1)
     log = laboratory.outputs / "small" / "workers" / "worker_0.log"
@@ -299,6 +302,19 @@ def test_a_finished_trial_holds_what_a_paper_needs(laboratory: Laboratory) -> No
     again = laboratory.record(0)
     differing = {name for name in record if record[name] != again[name]}
     assert differing <= {"finished_at", "attempts"}, "the moment when the database heard of the end"
+
+
+def check_torch_is_not_loaded(laboratory: Laboratory) -> None:
+    """Check that what only looks at a study starts without the network libraries."""
+    for code in (
+        "import storage.study_storage",
+        "import sys; from hpo import cli; cli.run(['study', 'status', 'small'])",
+    ):
+        listed = subprocess.run(
+            [sys.executable, "-c", f"{code}; import sys; print('torch' in sys.modules)"],
+            cwd=laboratory.folder, env=laboratory.environment(), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert listed.stdout.splitlines()[-1] == "False"
 
 
 def check_predictions(study: Path) -> None:

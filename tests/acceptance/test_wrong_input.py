@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -70,20 +68,6 @@ def test_database_that_does_not_answer_is_one_line(laboratory: Laboratory) -> No
     assert len(finished.err.splitlines()) == 1
     assert "127.0.0.1" in finished.err
     assert "geheim" not in finished.err
-
-
-def test_status_and_storage_never_load_torch(laboratory: Laboratory) -> None:
-    """What only looks at a study starts without the network libraries."""
-    laboratory.study()
-    for code in (
-        "import storage.study_storage",
-        "import sys; from hpo import cli; cli.run(['study', 'status', 'small'])",
-    ):
-        listed = subprocess.run(
-            [sys.executable, "-c", f"{code}; import sys; print('torch' in sys.modules)"],
-            cwd=laboratory.folder, env=laboratory.environment(), capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert listed.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize("command", [(), ("study",), ("train-density",), ("launch",)])

@@ -44,6 +44,16 @@ class Inspected:
     """Why the file is not used, as far as its header tells."""
 
 
+def check_root(root: Path) -> None:
+    """Accept *root* if it is a folder with something in it. Raises InputError."""
+    try:
+        empty = not any(root.iterdir())
+    except OSError as error:
+        raise InputError(f"{root}: {error.strerror}, expected the folder of the images") from error
+    if empty:
+        raise InputError(f"{root}: empty, expected one folder an accession number")
+
+
 def find_candidates(root: Path, labels: Labels) -> tuple[list[Candidate], list[Rejection]]:
     """
     Return the files below *root* that have a label, sorted by path, and those that are left out before they are read.
@@ -51,12 +61,7 @@ def find_candidates(root: Path, labels: Labels) -> tuple[list[Candidate], list[R
     Raises:
         InputError: there is no such folder, or nothing in it.
     """
-    try:
-        empty = not any(root.iterdir())
-    except OSError as error:
-        raise InputError(f"{root}: {error.strerror}, expected the folder of the images") from error
-    if empty:
-        raise InputError(f"{root}: empty, expected one folder an accession number")
+    check_root(root)
     candidates: list[Candidate] = []
     rejections: list[Rejection] = []
     seen: set[str] = set()

@@ -75,7 +75,8 @@ def test_split_by_hand(laboratory: Laboratory) -> None:
 
 def test_killed_runs_continue_to_the_bit(laboratory: Laboratory) -> None:
     """Three kills -9 at random moments, and a SIGTERM: every number, prediction and weight of an undisturbed run."""
-    flags = (*SMALL, "--epochs", "8", "--dropout", "0.2", "--export-embeddings", "--save-every-epoch", "--cv-folds", 2)
+    network = ("--arch", "test_efficientnet", "--weights", "none", "--dropout", "0.2", "--drop-path", "0.1")
+    flags = (*SMALL, *network, "--epochs", "20", "--export-embeddings", "--save-every-epoch", "--cv-folds", 2)
     laboratory.ok("train-density", *laboratory.data, *flags, "--cv-outdir", "whole")
     killed = laboratory.folder / "killed"
     moments = random.Random(time.time_ns())  # noqa: S311 - another one each time: none may be wrong
@@ -102,7 +103,7 @@ def test_killed_runs_continue_to_the_bit(laboratory: Laboratory) -> None:
         assert history(killed / fold) == history(whole / fold)
         names = {path.name for path in (whole / fold).iterdir()}
         assert names == {path.name for path in (killed / fold).iterdir()}
-        assert {"checkpoint_epoch_7.pth", "embeddings_val.npy", "embeddings_val.csv"} <= names
+        assert {"checkpoint_epoch_19.pth", "embeddings_val.npy", "embeddings_val.csv"} <= names
         for path in (whole / fold).glob("*.pth"):
             mine, theirs = weights(path), weights(killed / fold / path.name)
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)

@@ -264,7 +264,7 @@ class DataPlaces(Strict):
     """Folder of the images: one folder an accession number."""
 
 
-class Station(DataPlaces):
+class ByHandConfig(DataPlaces):
     """Where a command by hand finds its data, and where it computes."""
 
     max_rejected: float = Field(0.05, ge=0, le=1)
@@ -277,7 +277,7 @@ class Station(DataPlaces):
     """Processor threads of a step. They decide the last bits of the result and are recorded; when absent, all cores."""
 
 
-class RunConfig(TrainConfig, Station):
+class RunConfig(TrainConfig, ByHandConfig):
     """One run of `train-density`: what is trained, on what, and where the files go."""
 
     micro_batch: int | None = Field(None, ge=2)
@@ -313,7 +313,7 @@ class RunConfig(TrainConfig, Station):
         return TrainConfig.model_validate({name: getattr(self, name) for name in TrainConfig.model_fields})
 
 
-class EmbedConfig(BackboneConfig, PreprocessingConfig, Station):
+class EmbedConfig(BackboneConfig, PreprocessingConfig, ByHandConfig):
     """One run of `embed`: which backbone's features, of what, and where they go."""
 
     arch: Arch = "resnet50"

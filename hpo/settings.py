@@ -16,10 +16,6 @@ _FOR_STEPS_ON_THE_CPU = {
     # On few cores, waiting threads that spin take the time of those that work: a 0.7 s step took 6.7 s.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
-    # glibc gives every large tensor back to the system and faults it in again at each step: 13 to 22 % of a step at 224 px.
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-    "MALLOC_TOP_PAD_": str(1 << 28),
 }
 
 

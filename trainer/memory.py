@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from trainer import heap
 from trainer.config import TrainConfig
 from trainer.errors import OutOfMemoryError
 from trainer.losses import build_loss
@@ -24,7 +25,7 @@ from trainer.records import Dtype
 logger = logging.getLogger(__name__)
 
 _USED_SHARE = 0.8
-"""Of the free memory: another process may want some, and allocators leave gaps."""
+"""Of the free memory: another process may want some, and allocators leave gaps; see `heap`, a fifth more on the processor."""
 _BEYOND_SAVED = 1.15
 """Peak memory of a step over what the forward pass keeps for the backward one; measured on the processor: 0.9 to 1.05."""
 _FEWEST = 2
@@ -114,6 +115,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    heap.give_back()
     return min(int(psutil.virtual_memory().available), _container_bytes())
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trainer import heap
 from trainer.config import PrecisionConfig, TrainConfig
 from trainer.data.records import Dataset
 from trainer.errors import InputError
@@ -99,8 +100,10 @@ def resolve_precision(config: PrecisionConfig, device: torch.device) -> Dtype:
 
 
 def enforce(resolution: Resolution, *, deterministic: bool = True) -> None:
-    """Set this process to *resolution*: processor threads and, if asked, deterministic algorithms only."""
+    """Set this process to *resolution*: processor threads and their heap and, if asked, deterministic algorithms only."""
     torch.set_num_threads(resolution.threads)
+    if resolution.device_kind == "cpu":
+        heap.keep_freed()
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic

@@ -242,7 +242,10 @@ def test_any_bytes(features: bytes, metadata: bytes) -> None:
             write_folder(folder, TWO_OF_ONE)
             (folder / broken).write_bytes(content)
             with contextlib.suppress(InputError):
-                read_embeddings(folder).attach(data_of(TWO_OF_ONE))
+                features = read_embeddings(folder).attach(data_of(TWO_OF_ONE)).features
+                assert features is not None
+                assert (len(features), features.dtype) == (len(TWO_OF_ONE), np.float32)
+                assert np.isfinite(features).all()
 
 
 def test_an_archive_of_arrays_is_refused(tmp_path: Path) -> None:

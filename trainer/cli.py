@@ -113,5 +113,5 @@ def to_flags(config: BaseModel) -> list[str]:
         if isinstance(value, bool):
             flags.append(flag(name) if value else f"--no-{name.replace('_', '-')}")
         else:
-            flags += [flag(name), ",".join(map(repr, value)) if isinstance(value, tuple) else str(value)]
+            flags += [flag(name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return flags

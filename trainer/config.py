@@ -67,6 +67,57 @@ ClassWeights = Annotated[
 ]
 
 
+VIEWS = ("CC", "MLO", "ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "FB", "SIO", "ISO", "AT", "CV")
+"""Projections of the whole breast, or of its rim, as DICOM abbreviates them."""
+SPECIAL_VIEWS = ("SPOT", "MAG")
+"""Pictures of a part of the breast: spot compression and magnification, of whatever projection."""
+
+
+def _views(value: Any) -> Any:
+    """Return ``"cc,MLO"`` from a command line as ``("CC", "MLO")``; ``standard``, ``all`` and everything else as it is."""
+    if isinstance(value, str) and value not in {"standard", "all"}:
+        value = value.split(",")
+    if not isinstance(value, list | tuple):
+        return value
+    views = tuple(dict.fromkeys(str(view).strip().upper() for view in value))
+    for view in views:
+        if view not in VIEWS + SPECIAL_VIEWS:
+            raise ValueError(f"expected standard, all or some of {','.join(VIEWS + SPECIAL_VIEWS)}, got {view!r}")
+    if not views:
+        raise ValueError("expected one view at least")
+    return views
+
+
+class SelectionConfig(Strict):
+    """How a label file is read, and which images of an archive are used."""
+
+    format: Literal["auto", "archive", "inbreast", "cbis-ddsm", "vindr", "rsna", "mini-mias", "csv"] = "auto"
+    """What kind of label file it is; auto tells by its columns."""
+    classes: Literal["auto", "multiclass", "binary"] = "auto"
+    """auto takes the grades that the label file has; multiclass wants every grade of its scale; binary is the lower two grades
+    against the upper two."""
+    include_class_5: bool = False
+    """Use class 5 of a label file, which is no density grade, as a class of its own; else its images are left out and counted."""
+    skip_unknown_labels: bool = False
+    """Leave out and count images whose label is no known value; else that is an error."""
+    published_split: bool = False
+    """Use the label file's own split column: a single split validates on its validation rows (its test rows where there are
+    none), folds are made without its test rows."""
+    views: Annotated[Literal["standard", "all"] | tuple[str, ...], BeforeValidator(_views)] = "standard"
+    """standard leaves out spot and magnified views, all takes every view; or those of a list, such as CC,MLO."""
+    include_for_processing: bool = False
+    """Use raw images (FOR PROCESSING), whose intensities follow another law; else they are left out and counted."""
+    max_rejected: float = Field(0.05, ge=0, le=1)
+    """Largest share of the images that may be broken; more is an error."""
+    pseudonyms: bool = False
+    """Replace patients, accession numbers and paths by keyed hashes in every file; the key stays in the output folder."""
+
+
+def selection_of(config: SelectionConfig) -> SelectionConfig:
+    """Return the part of a larger *config* that says how the label file is read and which images are used."""
+    return SelectionConfig.model_validate({name: getattr(config, name) for name in SelectionConfig.model_fields})
+
+
 class PreprocessingConfig(Strict):
     """From stored pixels to the uint8 image that a network sees. All of it is part of the cache's key."""
 
@@ -74,6 +125,8 @@ class PreprocessingConfig(Strict):
     """Side of the square image that the network sees, in pixels."""
     apply_window: bool = True
     """Apply the file's own VOI table or window (the first one) before anything else."""
+    invert_monochrome1: bool = True
+    """Turn images over whose smallest value is meant to be white, so that dense tissue is bright in all of them."""
     rescale_low: float = Field(0.5, ge=0, lt=50)
     """Percentile of the breast's pixels that becomes 0."""
     rescale_high: float = Field(99.5, gt=50, le=100)
@@ -84,6 +137,10 @@ class PreprocessingConfig(Strict):
     """Cut to the bounding box of the largest bright region: the breast."""
     chest_wall_left: bool = True
     """Mirror images so that the chest wall is always on the left."""
+    keep_aspect: bool = True
+    """Keep the ratio of height and width, and fill the square with black; else the image is stretched to the square."""
+    pad: Literal["right", "both"] = "right"
+    """Which sides of an image that is higher than wide are filled up: with right the chest wall stays at the edge."""
 
 
 NO_WEIGHTS_FILES = frozenset({"imagenet", "bundled", "none"})
@@ -259,22 +316,44 @@ class DataPlaces(Strict):
     """Where the archive is."""
 
     csv: Path
-    """Label file with the columns AccessionNumber, Classification, ClassificationDate."""
+    """Label file: see `format`."""
     dicom_root: Path
-    """Folder of the images: one folder an accession number."""
+    """Folder of the images."""
 
 
-class ByHandConfig(DataPlaces):
-    """Where a command by hand finds its data, and where it computes."""
+class ArchiveConfig(SelectionConfig, DataPlaces):
+    """Where a command by hand finds its data, and what it takes of them."""
 
-    max_rejected: float = Field(0.05, ge=0, le=1)
-    """Largest share of the images that may be broken; more is an error."""
     cache_dir: Path | None = None
     """Where decoded data sets are kept; when absent, `cache` in the output folder."""
+
+    def selection(self) -> SelectionConfig:
+        """Return the part that says how the label file is read and which images are used."""
+        return selection_of(self)
+
+
+class ByHandConfig(ArchiveConfig):
+    """A command by hand that computes something."""
+
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = Field(None, ge=1)
     """Processor threads of a step. They decide the last bits of the result and are recorded; when absent, all cores."""
+
+
+class CheckConfig(PreprocessingConfig, ArchiveConfig):
+    """One look at an archive: what would be used of it, and how it would look."""
+
+    cache_mode: Literal["disk", "memory", "none"] = "disk"
+    """Where decoded images are kept; with disk a run with the same settings finds them."""
+    cv_folds: int | None = Field(None, ge=2)
+    """Also see whether so many folds can be made of it."""
+
+    def preprocessing(self) -> PreprocessingConfig:
+        """Return the part that decides what the decoded images are."""
+        return PreprocessingConfig.model_validate(
+            {name: getattr(self, name) for name in PreprocessingConfig.model_fields}
+        )
 
 
 class RunConfig(TrainConfig, ByHandConfig):

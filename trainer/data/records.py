@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+Split = Literal["train", "validation", "test"]
+"""What a label file's own split makes of an image."""
 
 
 class Code(StrEnum):
@@ -21,11 +24,22 @@ class Code(StrEnum):
     MULTIFRAME = "MULTIFRAME"
     BLANK = "BLANK"
     TOO_LARGE = "TOO_LARGE"
+    DUPLICATE = "DUPLICATE"
+    """The pixels of an image that is used."""
+    CONFLICTING_DUPLICATE = "CONFLICTING_DUPLICATE"
+    """The pixels of an image with another label: none of them is used."""
     FOR_PROCESSING = "FOR_PROCESSING"
+    EXCLUDED_VIEW = "EXCLUDED_VIEW"
+    """A spot or magnified view, or one that was not asked for."""
     NO_LABEL = "NO_LABEL"
     NO_IMAGE = "NO_IMAGE"
     EXCLUDED_CLASS = "EXCLUDED_CLASS"
+    UNKNOWN_LABEL = "UNKNOWN_LABEL"
     OUTSIDE_ROOT = "OUTSIDE_ROOT"
+    LINK = "LINK"
+    """A symbolic link that is not followed: it leads nowhere, or in a circle."""
+    SYSTEM_FILE = "SYSTEM_FILE"
+    """What operating systems leave in folders: hidden files, thumbnails."""
 
     @property
     def broken(self) -> bool:
@@ -38,7 +52,7 @@ class Rejection:
     """One image or label that is not used."""
 
     path: str
-    """Relative to the root, POSIX; for a label without images the accession number."""
+    """Relative to the root, POSIX; for a label without images its key in the label file; or a pseudonym of either."""
     code: Code
     reason: str
     """One line."""
@@ -49,16 +63,19 @@ class ImageRecord:
     """One image that is used."""
 
     path: str
-    """Relative to the root, POSIX."""
+    """Relative to the root, POSIX; or a pseudonym."""
     sha256: str
     """Of the file's bytes."""
     accession: str
+    """Its key in the label file: an accession number, or an image's own name; or a pseudonym."""
     patient: str
-    """What groups images: the PatientID where the DICOM has one, else the accession number."""
+    """What groups images: see `group_patients`; or a pseudonym."""
     label: int
     """0..C-1."""
     view: str | None
     laterality: str | None
+    split: Split | None = None
+    """Of the label file's own split, where that is to be used."""
 
 
 class Unkept(Protocol):
@@ -94,7 +111,7 @@ class Dataset:
     writing to it never reaches the file; this process's own array; or no array.
     """
     records: tuple[ImageRecord, ...]
-    """N records, sorted by path."""
+    """N records, sorted by the path in the archive."""
     class_names: tuple[str, ...]
     """As the label file writes them, in label order."""
     rejections: tuple[Rejection, ...]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -18,28 +19,38 @@ from typing import BinaryIO, Literal
 
 import cv2
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from trainer.config import PreprocessingConfig, Strict
-from trainer.data.dicom import Header, RejectedError, read_header, read_mammogram
-from trainer.data.preprocess import preprocess
+from trainer.data.image_file import read_header, read_mammogram
+from trainer.data.mammogram import Header, RejectedError
+from trainer.data.preprocess import preprocess, without_preprocessing
 from trainer.data.records import Code
+
+Task = Literal["inspect", "decode", "show"]
+
+
+MAX_OWN_BYTES = 5 * 2**28
+"""Memory that a decoder may take beyond what it starts with: more than an image of `MAX_PIXELS` needs in any encoding."""
 
 
 class Request(Strict):
-    """What is asked: to inspect a file (hash and header), or to decode it (pixels)."""
+    """What is asked: to inspect a file (hash and header), to decode it, or to show it as it is before that."""
 
-    task: Literal["inspect", "decode"]
+    task: Task
     path: Path
 
 
 class Reply(Strict):
-    """The answer; behind that to an accepted `decode` come img_size * img_size bytes."""
+    """The answer; behind that to an accepted `decode` or `show` come img_size * img_size bytes."""
 
     sha256: str | None = None
     """Of the file's bytes, where it was inspected."""
     header: Header | None = None
     """Where it was inspected and accepted."""
+    fingerprint: str | None = None
+    """Of the stored pixels, where they were decoded and accepted."""
     code: Code | None = None
     """Why the file is not used; None if it is."""
     reason: str | None = None
@@ -61,7 +72,16 @@ def inspect(path: Path) -> Reply:
 def decode(path: Path, config: PreprocessingConfig) -> tuple[Reply, NDArray[np.uint8] | None]:
     """Return the (img_size, img_size) image of *path*, or why there is none."""
     try:
-        return Reply(), preprocess(read_mammogram(path, apply_window=config.apply_window), config)
+        mammogram = read_mammogram(path, apply_window=config.apply_window)
+        return Reply(fingerprint=mammogram.fingerprint()), preprocess(mammogram, config)
+    except RejectedError as rejected:
+        return Reply(code=rejected.code, reason=rejected.reason), None
+
+
+def show(path: Path, config: PreprocessingConfig) -> tuple[Reply, NDArray[np.uint8] | None]:
+    """Return the (img_size, img_size) image of *path* as its stored values are, or why there is none."""
+    try:
+        return Reply(), without_preprocessing(read_mammogram(path, apply_window=False), config)
     except RejectedError as rejected:
         return Reply(code=rejected.code, reason=rejected.reason), None
 
@@ -71,8 +91,10 @@ def serve(requests: BinaryIO, replies: BinaryIO, config: PreprocessingConfig) ->
     _write(replies, Reply())
     for line in requests:
         request = Request.model_validate_json(line)
-        reply, image = (inspect(request.path), None) if request.task == "inspect" else decode(request.path, config)
-        _write(replies, reply, image)
+        if request.task == "inspect":
+            _write(replies, inspect(request.path))
+        else:
+            _write(replies, *(decode if request.task == "decode" else show)(request.path, config))
 
 
 def _write(replies: BinaryIO, reply: Reply, image: NDArray[np.uint8] | None = None) -> None:
@@ -85,6 +107,9 @@ def _main() -> None:
     """Serve on standard input and output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the end of the input ends this one
     cv2.setNumThreads(1)  # there are as many decoders as cores
+    # The last line of defence against a stream that asks for more than its header promised: the decoder then fails, or dies.
+    limit = psutil.Process().memory_info().data + MAX_OWN_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     # Decoders written in C print; what they print must not land between the replies.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

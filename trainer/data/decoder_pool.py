@@ -7,25 +7,34 @@ import selectors
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config import PreprocessingConfig
-from trainer.data.decoder import Reply, Request
+from trainer.data.decoder import Reply, Request, Task
 from trainer.data.records import Code
 from trainer.errors import TrainerError
 
 TIMEOUT_S = 120.0
 """The slowest encoding takes a third of a second for a full-size image; a decoder that needs this long hangs."""
+MEMORY_BYTES = 12 * 2**27
+"""Of all decoders together: with the process that they decode for they stay below 2 GiB."""
+_BASE_BYTES = 48 * 2**20
+"""Of a decoder at rest."""
+_BYTES_A_PIXEL = 12
+"""That a decoder needs at most beyond that, by measurement of every encoding (PNG needs most)."""
+_USUAL_PIXELS = 3328 * 2560
 _FILES_A_DECODER = 8
 """Starting a process costs as much as reading about this many headers."""
 _PACKAGE_ROOT = str(Path(__file__).parents[2])
@@ -75,7 +84,9 @@ class Decoder:
             process = subprocess.Popen(
                 # -P and the path: this very package, whatever lies in the working directory.
                 [sys.executable, "-P", "-m", "trainer.data.decoder", self._config.model_dump_json()],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in search if path)},
+                env=os.environ
+                # One thread a decoder; those that numpy's library keeps ready would each have memory of their own.
+                | {"PYTHONPATH": os.pathsep.join(path for path in search if path), "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
@@ -131,12 +142,37 @@ class Decoder:
         self._unread += data
 
 
+class _Memory:
+    """What decoders may have beyond what they have at rest, to be shared out among the images under way."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._free = size
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def share(self, size: int) -> Iterator[None]:
+        """Hold *size* bytes, or all of them if there are fewer; waits until they are free."""
+        size = min(size, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
+
+
 class DecoderPool:
-    """As many decoders as cores, or fewer for few files."""
+    """As many decoders as cores, or fewer for few files or little memory."""
 
     def __init__(self, config: PreprocessingConfig, files: int) -> None:
-        size = min(len(os.sched_getaffinity(0)), 1 + files // _FILES_A_DECODER)
+        fit = MEMORY_BYTES // (_BASE_BYTES + _BYTES_A_PIXEL * _USUAL_PIXELS)
+        size = min(len(os.sched_getaffinity(0)), 1 + files // _FILES_A_DECODER, fit)
         self._decoders = [Decoder(config) for _ in range(size)]
+        self._memory = _Memory(MEMORY_BYTES - size * _BASE_BYTES)
         self._idle: SimpleQueue[Decoder] = SimpleQueue()
         for decoder in self._decoders:
             self._idle.put(decoder)
@@ -153,20 +189,27 @@ class DecoderPool:
         for decoder in self._decoders:
             decoder.close()
 
-    def answers(self, task: Literal["inspect", "decode"], paths: Iterable[Path]) -> Iterator[Answer]:
-        """Yield the answer about each of *paths*, in their order, with a few at a time under way or waiting."""
+    def answers(self, task: Task, files: Iterable[tuple[Path, int]]) -> Iterator[Answer]:
+        """
+        Yield the answer about each of *files*, in their order, with a few at a time under way or waiting.
+
+        Args:
+            task: What is asked about each.
+            files: Path, and the number of pixels to be decoded: 0 where none are.
+        """
         ahead = 4 * len(self._decoders)
         under_way: deque[Future[Answer]] = deque()
-        for path in paths:
-            under_way.append(self._threads.submit(self._ask, Request(task=task, path=path)))
+        for path, pixels in files:
+            under_way.append(self._threads.submit(self._ask, Request(task=task, path=path), pixels))
             if len(under_way) > ahead:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
 
-    def _ask(self, request: Request) -> Answer:
-        decoder = self._idle.get()
-        try:
-            return decoder.ask(request)
-        finally:
-            self._idle.put(decoder)
+    def _ask(self, request: Request, pixels: int) -> Answer:
+        with self._memory.share(_BYTES_A_PIXEL * pixels):
+            decoder = self._idle.get()
+            try:
+                return decoder.ask(request)
+            finally:
+                self._idle.put(decoder)

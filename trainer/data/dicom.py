@@ -3,7 +3,7 @@ One DICOM file: stored pixels and what its header means.
 
 Files are judged by content, not by suffix or by one tag, and whatever pydicom stumbles over becomes a `RejectedError`
 with a code. Covered: one grey frame of up to 16 bits in every encoding that pydicom's decoders know. Not covered: frames
-of tomosynthesis, colour, presentation states.
+of tomosynthesis, colour, presentation states; these are refused.
 
 pydicom warns freely. What silences it is not thread-safe: read from one thread of a process.
 """
@@ -14,9 +14,8 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset as DicomDataset
 from pydicom import dcmread
+from pydicom.encaps import generate_fragmented_frames
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset
+from pydicom.pixels.utils import pixel_array
+from pydicom.tag import BaseTag
 from pydicom.uid import (
+    UID,
+    BreastProjectionXRayImageStorageForPresentation,
+    BreastProjectionXRayImageStorageForProcessing,
     BreastTomosynthesisImageStorage,
     ComputedRadiographyImageStorage,
+    DeflatedExplicitVRLittleEndian,
     DigitalMammographyXRayImageStorageForPresentation,
     DigitalMammographyXRayImageStorageForProcessing,
     DigitalXRayImageStorageForPresentation,
@@ -37,19 +44,22 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    RLELossless,
     SecondaryCaptureImageStorage,
 )
 
+from trainer.data.codestream import check_complete, check_single, check_size
+from trainer.data.mammogram import MAX_PIXELS, Header, Mammogram, RejectedError, said_by
 from trainer.data.records import Code
 from trainer.data.stored_values import brightness_table, padding_table
-
-MAX_PIXELS = 128 * 2**20
-"""The largest scanned films have 48 million pixels; a header that promises more than this is not believed."""
+from trainer.data.views import described_by, laterality_of, special_view_of, view_of
 
 _MAMMOGRAPHY_CLASSES = {
     DigitalMammographyXRayImageStorageForPresentation,
     DigitalMammographyXRayImageStorageForProcessing,
     BreastTomosynthesisImageStorage,
+    BreastProjectionXRayImageStorageForPresentation,
+    BreastProjectionXRayImageStorageForProcessing,
 }
 _PROJECTION_CLASSES = {
     SecondaryCaptureImageStorage,
@@ -59,13 +69,30 @@ _PROJECTION_CLASSES = {
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
 }
+_TOMOSYNTHESIS_CLASSES = {
+    BreastTomosynthesisImageStorage,
+    BreastProjectionXRayImageStorageForPresentation,
+    BreastProjectionXRayImageStorageForProcessing,
+}
 _FOR_PROCESSING_CLASSES = {
     DigitalMammographyXRayImageStorageForProcessing,
     DigitalXRayImageStorageForProcessing,
 }
-_BREAST_VIEWS = {"CC", "MLO", "ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "FB", "SIO", "ISO", "AT", "CV"}
 _MAMMOGRAPHY_MODALITIES = {"", "MG", "RG"}  # none at all in RSNA's files, RG in test images
 _PROJECTION_MODALITIES = {"CR", "DX", "OT", "SC"}  # mammograms only if something else says so
+_OTHER_MODALITIES = {"CT", "ES", "KO", "MR", "NM", "PR", "PT", "RF", "SM", "SR", "US", "XA"}
+"""Those that are named when they are refused; what else may stand there is a stranger's text."""
+_OTHER_PHOTOMETRICS = {"HSV", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
+_BREAST = {"BREAST", "BREASTS", "MAMA", "MAMAS", "MAMMA", "MAMMO", "MAMMOGRAM", "MAMMOGRAPHY"}
+_VIEWS_OF_OTHER_PARTS = {"ML", "LM"}
+"""Views that a knee has too."""
+_WORDS_OF_DOCUMENTS = {"DOSE", "REPORT", "SCREENSHOT", "SCREENSAVE", "SCREEN"}
+_NOBODY = {
+    "ANON", "ANONYM", "ANONYMOUS", "ANONYMIZED", "ANONYMISED", "DEIDENTIFIED", "DE-IDENTIFIED", "REMOVED", "UNKNOWN", "NONE",
+    "NULL", "NA", "N/A",
+}  # fmt: skip
+"""What anonymisers write in the place of every PatientID, beside rows of zeros or of signs."""
+_SIGNS_OF_NOBODY = frozenset("0X-_.*# ")
 
 # The bytes are a stranger's: pydicom lets out whatever its parsing and its decoders meet in them.
 _FOREIGN_BYTES_ERRORS = (
@@ -85,36 +112,14 @@ _FOREIGN_BYTES_ERRORS = (
     zlib.error,
 )
 
-
-class RejectedError(Exception):
-    """A file that is not used, with its code and a reason in one line."""
-
-    def __init__(self, code: Code, reason: str) -> None:
-        super().__init__(f"{code}: {reason}")
-        self.code = code
-        self.reason = " ".join(reason.split())[:200]
+_MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 2**24
+"""Of a deflated file: the pixels of the largest image, and its header."""
+_CHUNK_BYTES = 2**20
 
 
-@dataclass(frozen=True)
-class Header:
-    """What the header of a usable file says about whom and what it shows."""
-
-    patient_id: str | None
-    view: str | None
-    laterality: str | None
-
-
-@dataclass(frozen=True, eq=False)
-class Mammogram:
-    """Stored pixels and how bright each stored value is meant to be."""
-
-    stored: NDArray[np.uint8] | NDArray[np.uint16]
-    """(H, W) stored values; negative ones appear as their two's complement."""
-    brightness: NDArray[np.float32]
-    """(256,) or (65536,) brightness of every stored value, denser tissue brighter, without a unit: after modality LUT,
-    VOI LUT or window, and polarity."""
-    padding: NDArray[np.bool_]
-    """Same shape as brightness: whether a stored value marks pixels that are no image."""
+def looks_like_dicom(start: bytes) -> bool:
+    """Return whether *start*, the first 132 bytes, has the DICOM mark, or begins with group 2 or 8 where it is absent."""
+    return start[128:132] == b"DICM" or start[:2] in {b"\x02\x00", b"\x08\x00"}
 
 
 def read_header(path: Path) -> Header:
@@ -129,12 +134,15 @@ def read_header(path: Path) -> Header:
             dataset = _parse(path, stop_before_pixels=True)
             _check_usable(dataset)
             return Header(
-                patient_id=_text(dataset, "PatientID") or None,
-                view=_text(dataset, "ViewPosition").upper() or None,
-                laterality=(_text(dataset, "ImageLaterality") or _text(dataset, "Laterality")).upper() or None,
+                pixels=int(dataset.Rows) * int(dataset.Columns),
+                patient_id=_patient_id(dataset),
+                view=view_of(dataset),
+                special=special_view_of(dataset),
+                laterality=laterality_of(dataset),
+                for_processing=_is_for_processing(dataset),
             )
         except _FOREIGN_BYTES_ERRORS as error:
-            raise RejectedError(Code.UNDECODABLE, f"header: {error}") from error
+            raise RejectedError(Code.UNDECODABLE, f"header: {said_by(error)}") from error
 
 
 def read_mammogram(path: Path, *, apply_window: bool) -> Mammogram:
@@ -148,15 +156,16 @@ def read_mammogram(path: Path, *, apply_window: bool) -> Mammogram:
         try:
             dataset = _parse(path, stop_before_pixels=False)
             _check_usable(dataset)
-            _check_pixel_data(dataset)
-            pixels = _as_stored(dataset.pixel_array)
+            _check_pixel_data(dataset, path)
+            pixels = _decode(dataset)
             return Mammogram(
                 stored=pixels.view(f"u{pixels.dtype.itemsize}"),
                 brightness=brightness_table(dataset, pixels.dtype, apply_window=apply_window),
                 padding=padding_table(dataset, pixels.dtype),
+                is_inverse=_photometric(dataset) == "MONOCHROME1",
             )
         except _FOREIGN_BYTES_ERRORS as error:
-            raise RejectedError(Code.UNDECODABLE, str(error) or type(error).__name__) from error
+            raise RejectedError(Code.UNDECODABLE, said_by(error)) from error
 
 
 @contextmanager
@@ -174,13 +183,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _parse(path: Path, *, stop_before_pixels: bool) -> DicomDataset:
-    """Return the parsed file; reject what is no DICOM and what ends too early."""
-    with path.open("rb") as file:
-        start = file.read(132)
-    if not start:
-        raise RejectedError(Code.NOT_IMAGE, "empty file")
-    if not _looks_like_dicom(start):
-        raise RejectedError(Code.NOT_IMAGE, "no DICOM file")
+    """Return the parsed file; reject what ends too early."""
+    _check_inflated(path)
     try:
         dataset = dcmread(path, stop_before_pixels=stop_before_pixels, force=True)
     except (EOFError, struct.error) as error:
@@ -196,28 +200,48 @@ def _parse(path: Path, *, stop_before_pixels: bool) -> DicomDataset:
     return dataset
 
 
-def _looks_like_dicom(start: bytes) -> bool:
-    """Return whether *start*, the first 132 bytes, has the DICOM mark, or begins with group 2 or 8 where it is absent."""
-    return start[128:132] == b"DICM" or start[:2] in {b"\x02\x00", b"\x08\x00"}
+def _check_inflated(path: Path) -> None:
+    """Reject a deflated file that ends too early, or is a bomb: it is inflated whole before its header can be read."""
+    with path.open("rb") as file:
+        start = file.read(2048)
+        if DeflatedExplicitVRLittleEndian.encode() not in start:
+            return
+        file.seek(132 if start[128:132] == b"DICM" else 0)
+        read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_is_behind_file_meta)
+        inflating, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while not inflating.eof and size <= _MAX_INFLATED_BYTES:
+            deflated = inflating.unconsumed_tail or file.read(_CHUNK_BYTES)
+            if not deflated:
+                raise RejectedError(Code.TRUNCATED, "the deflated file ends too early")
+            size += len(inflating.decompress(deflated, _CHUNK_BYTES))
+    if size > _MAX_INFLATED_BYTES:
+        raise RejectedError(Code.TOO_LARGE, "a deflated file that is larger than any mammogram")
+
+
+def _is_behind_file_meta(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    """Return whether *tag* is the first of what is deflated."""
+    return tag.group != 2  # noqa: PLR2004  the group of file meta
 
 
 def _check_usable(dataset: DicomDataset) -> None:
-    """Reject what is no single grey mammogram for presentation of a credible size."""
+    """Reject what is no single grey mammogram of a credible size."""
     _check_mammography(dataset)
-    sop_class = _text(dataset, "SOPClassUID")
+    sop_class = _sop_class(dataset)
     frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames > 1 or sop_class == BreastTomosynthesisImageStorage:
-        raise RejectedError(Code.MULTIFRAME, f"{frames} frames")
+    if frames > 1 or sop_class in _TOMOSYNTHESIS_CLASSES:
+        raise RejectedError(Code.MULTIFRAME, f"{frames} frames" if frames > 1 else "a frame of tomosynthesis")
     if "Rows" not in dataset or "Columns" not in dataset:
         raise RejectedError(Code.NOT_IMAGE, "no rows and columns")
-    intent = _text(dataset, "PresentationIntentType").upper()
-    if intent == "FOR PROCESSING" or sop_class in _FOR_PROCESSING_CLASSES:
-        raise RejectedError(Code.FOR_PROCESSING, "raw detector values: another intensity law")
-    photometric = _text(dataset, "PhotometricInterpretation")
+    photometric = _photometric(dataset)
+    if not photometric:  # the file may end before it
+        raise RejectedError(Code.NOT_IMAGE, "no photometric interpretation")
     if int(dataset.get("SamplesPerPixel") or 1) != 1 or photometric not in {"MONOCHROME1", "MONOCHROME2"}:
-        raise RejectedError(Code.NOT_MAMMOGRAPHY, f"photometric interpretation {photometric or 'absent'}")
+        raise RejectedError(
+            Code.NOT_MAMMOGRAPHY,
+            f"photometric interpretation {_shown(photometric, _OTHER_PHOTOMETRICS)}, expected grey",
+        )
     if int(dataset.BitsAllocated) not in {8, 16}:
-        raise RejectedError(Code.UNDECODABLE, f"{dataset.BitsAllocated} bits allocated, expected 8 or 16")
+        raise RejectedError(Code.UNDECODABLE, f"{int(dataset.BitsAllocated)} bits allocated, expected 8 or 16")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if rows * columns > MAX_PIXELS:
         raise RejectedError(Code.TOO_LARGE, f"{rows} x {columns} pixels")
@@ -227,36 +251,108 @@ def _check_usable(dataset: DicomDataset) -> None:
 
 def _check_mammography(dataset: DicomDataset) -> None:
     """Reject what is no projection of a breast. No tag alone decides: each is missing or odd in some archive."""
-    modality = _text(dataset, "Modality").upper()
-    sop_class = _text(dataset, "SOPClassUID")
-    if sop_class and sop_class not in _MAMMOGRAPHY_CLASSES | _PROJECTION_CLASSES:
-        raise RejectedError(Code.NOT_MAMMOGRAPHY, f"SOP class {dataset.SOPClassUID.name}")
+    modality, sop_class = _text(dataset, "Modality").upper(), UID(_sop_class(dataset))
+    is_private = bool(sop_class) and sop_class.is_private  # a vendor's own: the rest of the header has to tell
+    if sop_class and not is_private and sop_class not in _MAMMOGRAPHY_CLASSES | _PROJECTION_CLASSES:
+        raise RejectedError(Code.NOT_MAMMOGRAPHY, f"SOP class {sop_class.name if sop_class.type else 'unknown'}")
     if modality not in _MAMMOGRAPHY_MODALITIES | _PROJECTION_MODALITIES:
-        raise RejectedError(Code.NOT_MAMMOGRAPHY, f"modality {modality}")
+        raise RejectedError(Code.NOT_MAMMOGRAPHY, f"modality {_shown(modality, _OTHER_MODALITIES)}")
+    view = view_of(dataset)
+    words = described_by(dataset, ("SeriesDescription", "ImageType", "ProtocolName"))
+    if sop_class not in _MAMMOGRAPHY_CLASSES and view is None and words & _WORDS_OF_DOCUMENTS:
+        raise RejectedError(Code.NOT_MAMMOGRAPHY, "a picture of a document, such as a dose report")
+    body_part = described_by(dataset, ("BodyPartExamined",))
+    if "SPECIMEN" in words | body_part:
+        raise RejectedError(Code.NOT_MAMMOGRAPHY, "a specimen")
     if modality == "MG" or sop_class in _MAMMOGRAPHY_CLASSES:
         return
-    body_part = _text(dataset, "BodyPartExamined").upper()
-    of_breast = body_part == "BREAST" or _text(dataset, "ViewPosition").upper() in _BREAST_VIEWS
-    if (modality in _PROJECTION_MODALITIES or body_part) and not of_breast:
-        raise RejectedError(Code.NOT_MAMMOGRAPHY, f"modality {modality or 'absent'}, body part {body_part or 'absent'}")
+    if body_part:
+        of_breast = bool(body_part & _BREAST) or (view is not None and view not in _VIEWS_OF_OTHER_PARTS)
+    else:
+        of_breast = view is not None or not (modality in _PROJECTION_MODALITIES or is_private)
+    if not of_breast:
+        raise RejectedError(Code.NOT_MAMMOGRAPHY, "neither modality MG nor a body part or view of mammography")
 
 
-def _check_pixel_data(dataset: DicomDataset) -> None:
-    """Reject a file without pixels or, where its length is known beforehand, with too few of them."""
+def _check_pixel_data(dataset: DicomDataset, path: Path) -> None:
+    """Reject a file without pixels, or with too few of them as far as that can be known before they are decoded."""
     if "PixelData" not in dataset:
+        if _mentions_pixel_data(path):  # pydicom drops an element whose end is missing
+            raise RejectedError(Code.TRUNCATED, "the file ends inside its pixel data")
         raise RejectedError(Code.NOT_IMAGE, "no pixel data")
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        if syntax != RLELossless:
+            fragments = next(generate_fragmented_frames(dataset.PixelData, number_of_frames=1))
+            check_single(fragments)
+            frame = b"".join(fragments)
+            check_complete(frame)
+            check_size(frame, rows, columns)
         return
-    expected = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
+    expected = rows * columns * int(dataset.BitsAllocated) // 8
     if len(dataset.PixelData) < expected:
         raise RejectedError(Code.TRUNCATED, f"{len(dataset.PixelData)} bytes of pixels, expected {expected}")
 
 
-def _as_stored(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return *pixels* if they are one frame of integers of 8 or 16 bits; reject them otherwise."""
+def _mentions_pixel_data(path: Path) -> bool:
+    """Return whether the tag of pixel data is among the bytes of *path*."""
+    content = path.read_bytes()
+    return b"\xe0\x7f\x10\x00" in content or b"\x7f\xe0\x00\x10" in content
+
+
+def _decode(dataset: DicomDataset) -> NDArray[Any]:
+    """Return the one frame of *dataset*, 8 or 16 bits of native order, without what lies in bits that are not stored."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    # One decoder each. The faster one for RLE panics in Rust, which ends the process; and pydicom's second choice for a stream
+    # that the first refuses may be one that fills up what is missing.
+    plugin = "" if not syntax.is_encapsulated else "pydicom" if syntax == RLELossless else "pylibjpeg"
+    shift = 0 if syntax.is_encapsulated else _bits_below(dataset)
+    pixels = pixel_array(dataset, raw=True, decoding_plugin=plugin, correct_unused_bits=not shift)
+    if shift:
+        allocated, stored = 8 * pixels.dtype.itemsize, int(dataset.BitsStored)
+        np.left_shift(pixels, allocated - stored - shift, out=pixels)
+        np.right_shift(pixels, allocated - stored, out=pixels)  # of signed values it repeats the sign
+    if pixels.ndim == 3:  # noqa: PLR2004  one channel, so these are frames
+        raise RejectedError(Code.MULTIFRAME, f"{len(pixels)} frames, 1 in the header")
     if pixels.ndim != 2 or pixels.dtype.kind not in "iu" or pixels.dtype.itemsize > 2:  # noqa: PLR2004  a grey frame
         raise RejectedError(Code.UNDECODABLE, f"decoded as {pixels.dtype} of shape {pixels.shape}")
-    return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+
+
+def _bits_below(dataset: DicomDataset) -> int:
+    """Return how many bits lie below those that are stored; HighBit says where these begin, and mostly there are none."""
+    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    highest = dataset.get("HighBit")
+    return int(highest) + 1 - stored if highest is not None and stored <= int(highest) < allocated else 0
+
+
+def _photometric(dataset: DicomDataset) -> str:
+    """Return what stored values mean as a picture."""
+    return _text(dataset, "PhotometricInterpretation").upper()
+
+
+def _is_for_processing(dataset: DicomDataset) -> bool:
+    """Return whether the pixels are raw detector values, by what the header says or by its class."""
+    intent = _text(dataset, "PresentationIntentType").upper()
+    return intent == "FOR PROCESSING" or _sop_class(dataset) in _FOR_PROCESSING_CLASSES
+
+
+def _sop_class(dataset: DicomDataset) -> str:
+    """Return what kind of object it is, by its header or else by the one before it; empty where neither says so."""
+    return _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
+
+
+def _patient_id(dataset: DicomDataset) -> str | None:
+    """Return the PatientID, or None where there is none or one that everybody has."""
+    patient_id = _text(dataset, "PatientID")
+    is_nobody = patient_id.upper() in _NOBODY or set(patient_id.upper()) <= _SIGNS_OF_NOBODY
+    return None if is_nobody else patient_id
+
+
+def _shown(text: str, known: Container[str]) -> str:
+    """Return *text* if it is one of the *known* terms: what else is written there may be a patient's name."""
+    return text if text in known else "unknown" if text else "absent"
 
 
 def _text(dataset: DicomDataset, keyword: str) -> str:

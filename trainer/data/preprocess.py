@@ -1,10 +1,11 @@
 """
 Stored pixels -> the uint8 image that a network sees.
 
-The order: brightness of each stored value (settled by the reader) -> trim the frame -> find the breast -> rescale over its
-pixels -> crop -> chest wall to the left -> resize, aspect kept -> pad. Where things are is decided on a thumbnail of about
-`_THUMBNAIL` pixels a side, and values are mapped by a table with one entry a stored value, so that only the crop and the
-resize touch a full-size image.
+The order: brightness of each stored value (settled by the reader: modality LUT, then VOI LUT or window) -> polarity -> trim the
+frame -> find the breast -> rescale over its pixels -> crop -> chest wall to the left -> resize, aspect kept -> pad.
+
+Where things are is decided on a thumbnail of about `_THUMBNAIL` pixels a side, and values are mapped by a table with one entry a
+stored value, so that only the crop and the resize touch a full-size image.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config import PreprocessingConfig
-from trainer.data.dicom import Mammogram, RejectedError
+from trainer.data.mammogram import Mammogram, RejectedError
 from trainer.data.records import Code
 
 PREPROCESSING_VERSION = 1
@@ -59,6 +60,8 @@ def preprocess(mammogram: Mammogram, config: PreprocessingConfig) -> NDArray[np.
         RejectedError: BLANK, there is nothing to see in it.
     """
     step = max(1, max(mammogram.stored.shape) // _THUMBNAIL)
+    if mammogram.is_inverse and config.invert_monochrome1:
+        mammogram = dataclasses.replace(mammogram, brightness=-mammogram.brightness)
     mammogram = _without_padding(mammogram, step)
     brightness = mammogram.brightness[mammogram.stored[::step, ::step]]
     thumbnail = _to_8_bit(brightness)
@@ -68,10 +71,28 @@ def preprocess(mammogram: Mammogram, config: PreprocessingConfig) -> NDArray[np.
     table = _rescale_table(mammogram.brightness, brightness[breast], config)
     box = _bounding_box(breast) if config.crop_breast else frame
     crop = mammogram.stored[_enlarge(box, step, mammogram.stored.shape).slices]
-    image = _resize(table[crop], config.img_size)
+    # Not table[crop], which makes an index of 8 bytes of every pixel first.
+    grey = cv2.LUT(crop, table).astype(np.uint8, copy=False)
+    image = _resize(grey, config.img_size, keep_aspect=config.keep_aspect)
     if config.chest_wall_left and _chest_wall_is_right(breast[box.slices]):
         image = image[:, ::-1]
-    return _pad(image, config.img_size)
+    return _pad(image, config)
+
+
+def without_preprocessing(mammogram: Mammogram, config: PreprocessingConfig) -> NDArray[np.uint8]:
+    """
+    Return the (img_size, img_size) uint8 image of *mammogram* as its stored values are, from the smallest to the largest.
+
+    Raises:
+        RejectedError: BLANK, all values are the same.
+    """
+    step = max(1, max(mammogram.stored.shape) // config.img_size)
+    values = mammogram.brightness[mammogram.stored[::step, ::step]]
+    low, high = float(values.min()), float(values.max())
+    if high <= low:
+        raise RejectedError(Code.BLANK, "all pixels have one value")
+    grey = ((values - low) * (255 / (high - low))).astype(np.uint8)
+    return _pad(_resize(grey, config.img_size, keep_aspect=True), config.model_copy(update={"pad": "both"}))
 
 
 def _without_padding(mammogram: Mammogram, step: int) -> Mammogram:
@@ -91,10 +112,12 @@ def _without_padding(mammogram: Mammogram, step: int) -> Mammogram:
     if mammogram.brightness[mammogram.padding].max() <= mammogram.brightness[darkest]:
         brightness = np.where(mammogram.padding, mammogram.brightness[darkest], mammogram.brightness)
         return dataclasses.replace(mammogram, brightness=brightness)
-    _, areas = cv2.connectedComponents(mammogram.padding[mammogram.stored].astype(np.uint8))
-    at_edge = np.unique(np.concatenate([areas[0], areas[-1], areas[:, 0], areas[:, -1]]))
-    is_padding = np.isin(areas, at_edge[at_edge > 0])
-    return dataclasses.replace(mammogram, stored=np.where(is_padding, darkest, mammogram.stored))
+    count, areas = cv2.connectedComponents(mammogram.padding[mammogram.stored].astype(np.uint8))
+    is_at_edge = np.zeros(count, dtype=np.bool_)
+    for edge in (areas[0], areas[-1], areas[:, 0], areas[:, -1]):
+        is_at_edge[edge] = True
+    is_at_edge[0] = False  # what is no padding
+    return dataclasses.replace(mammogram, stored=np.where(is_at_edge[areas], darkest, mammogram.stored))
 
 
 def _to_8_bit(brightness: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -172,11 +195,12 @@ def _enlarge(box: Box, step: int, shape: tuple[int, ...]) -> Box:
     return Box(box.top * step, min(box.bottom * step, shape[0]), box.left * step, min(box.right * step, shape[1]))
 
 
-def _resize(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return *image* with its longer side *side* pixels long and its aspect kept."""
+def _resize(image: NDArray[np.uint8], side: int, *, keep_aspect: bool) -> NDArray[np.uint8]:
+    """Return *image* with its longer side *side* pixels long and the other one too, or in proportion if *keep_aspect*."""
     scale = side / max(image.shape)
-    height, width = (max(1, round(length * scale)) for length in image.shape)
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    height, width = (max(1, round(length * scale)) if keep_aspect else side for length in image.shape)
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
 
 
@@ -186,10 +210,10 @@ def _chest_wall_is_right(breast: NDArray[np.bool_]) -> bool:
     return bool(breast[:, breast.shape[1] - half :].sum() > breast[:, :half].sum())
 
 
-def _pad(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return *image* on a black square: at the left edge, in the middle of the height."""
-    height, width = image.shape
+def _pad(image: NDArray[np.uint8], config: PreprocessingConfig) -> NDArray[np.uint8]:
+    """Return *image* on a black square: in the middle of the height; at the left edge, or in the middle of the width too."""
+    side, (height, width) = config.img_size, image.shape
     square = np.zeros((side, side), dtype=np.uint8)
-    top = (side - height) // 2
-    square[top : top + height, :width] = image
+    top, left = (side - height) // 2, 0 if config.pad == "right" else (side - width) // 2
+    square[top : top + height, left : left + width] = image
     return square

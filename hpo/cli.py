@@ -21,7 +21,7 @@ import click
 
 from hpo.settings import Settings
 from trainer.cli import checked, config_options, run_config
-from trainer.config import EmbedConfig, RunConfig
+from trainer.config import CheckConfig, EmbedConfig, RunConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,12 +141,12 @@ def train_density(everywhere: Everywhere, /, resume: Path | None, **given: Any) 
     from hpo.signals import stop_on_signal
 
     stop = stop_on_signal()  # before torch starts threads of its own
-    from hpo.tables import decoding_progress
+    from hpo.tables import opening_progress
     from trainer import by_hand, run_record
 
     config = run_config(given) if resume is None else run_record.resumed_config(resume, given)
     outputs = everywhere.settings().outputs
-    with decoding_progress(_stderr()) as progress:
+    with opening_progress(_stderr()) as progress:
         folder, summary = by_hand.train_density(config, outputs, resume=resume, stop=stop, progress=progress)
     value = "does not exist" if summary.value is None else f"{summary.value:.4f}"
     click.echo(f"balanced accuracy adjusted for chance: {value}")
@@ -164,10 +164,10 @@ def embed(everywhere: Everywhere, /, **given: Any) -> int:
 
     config = checked(EmbedConfig, given)
     stop = stop_on_signal()  # before torch starts threads of its own
-    from hpo.tables import decoding_progress
+    from hpo.tables import opening_progress
     from trainer import pooled_features
 
-    with decoding_progress(_stderr()) as progress:
+    with opening_progress(_stderr()) as progress:
         record, computed = pooled_features.embed(config, everywhere.settings().outputs, stop=stop, progress=progress)
     click.echo(f"features: ({record.n_images}, {record.n_features}) float32{'' if computed else ', there already'}")
     click.echo(str(config.outdir))
@@ -180,16 +180,50 @@ def data() -> None:
     """Archives of images and labels."""
 
 
+@data.command("check")
+@config_options(CheckConfig)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option(
+    "--preview", type=_PATH, metavar="FILE.png", help="Draw images of each class before and after preprocessing."
+)
+@everywhere
+@click.pass_obj
+def data_check(everywhere: Everywhere, /, *, as_json: bool, preview: Path | None, **given: Any) -> int:
+    """Say what would be used of an archive, and what not and why, before anything is trained."""
+    from hpo.tables import archive_tables, opening_progress
+    from trainer.archive_check import check_archive
+
+    config = checked(CheckConfig, given)
+    with opening_progress(_stderr()) as progress:
+        found = check_archive(config, everywhere.settings().outputs, preview=preview, progress=progress)
+    if as_json:
+        click.echo(found.report.model_dump_json(indent=2))
+    else:
+        _stdout().print(*archive_tables(found.report))
+    return DONE if found.error is None else _say(found.error, _exit_code(found.error))
+
+
 @data.command("phantom")
 @click.argument("out", type=_PATH)
 @click.option("--patients", type=click.IntRange(min=1), default=60, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True)
+@click.option(
+    "--imbalance",
+    type=click.FloatRange(1, 20),
+    help="Patients of the most frequent grade for one of the rarest [as in screening].",
+)
+@click.option(
+    "--malformed",
+    is_flag=True,
+    help="Add broken and odd files of every kind; with fewer than 42 patients the broken ones are more than the share "
+    "that --max-rejected allows by default.",
+)
 @everywhere
-def data_phantom(out: Path, patients: int, seed: int) -> int:
+def data_phantom(out: Path, patients: int, seed: int, imbalance: float | None, *, malformed: bool) -> int:
     """Make a synthetic DICOM archive with labels in OUT."""
     from trainer.data.phantom import make_phantom
 
-    make_phantom(out, patients=patients, seed=seed)
+    make_phantom(out, patients=patients, seed=seed, imbalance=imbalance, malformed=malformed)
     click.echo(f"--csv {out / 'classificacao.csv'} --dicom-root {out / 'archive'}")
     return DONE
 
@@ -219,7 +253,7 @@ def study_create(
     """Create the study in FILE: decode its data, fix its folds, write it down."""
     from hpo.study import DataPlace
     from hpo.study_file import read_study_file
-    from hpo.tables import decoding_progress
+    from hpo.tables import opening_progress
 
     overrides: dict[str, Any] = {}
     if name is not None:
@@ -235,7 +269,7 @@ def study_create(
     place.check()
     from hpo.creation import create  # loads torch: only where nothing is wrong so far
 
-    with decoding_progress(_stderr()) as progress:
+    with opening_progress(_stderr()) as progress:
         created = create(checked, place, tree, storage, progress)
     click.echo(f"{created.name}: {created.file.budget.trials} trials of {created.file.cv.folds} folds")
     click.echo(str(created.folder.path))

@@ -17,9 +17,9 @@ from storage.study_storage import StudyStorage
 from storage.tree import OutputTree
 from trainer.balance import resolve_balance, training_counts
 from trainer.config import TrainConfig
-from trainer.data.cache import Progress
 from trainer.data.division import make_folds
 from trainer.data.folds import Folds, to_csv
+from trainer.data.progress import Progress
 from trainer.data.records import Dataset
 from trainer.data.report import summary
 from trainer.embeddings import Embeddings, read_embeddings

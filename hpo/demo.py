@@ -10,7 +10,7 @@ from rich.console import Console
 from hpo.creation import create
 from hpo.study import DataPlace, Study
 from hpo.study_file import StudyFile
-from hpo.tables import decoding_progress
+from hpo.tables import opening_progress
 from storage import ledger
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree
@@ -56,5 +56,5 @@ def prepare(
         }
     )
     place = DataPlace.choose(file, tree, csv=None, dicom_root=None)
-    with decoding_progress(console) as progress:
+    with opening_progress(console) as progress:
         return archive, create(file, place, tree, storage, progress)

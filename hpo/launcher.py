@@ -19,7 +19,7 @@ from rich.console import Console
 from hpo.settings import Settings, allowed_gpus, child_environment
 from hpo.status import Status, status, worker_name
 from hpo.study import DataPlace, Study, open_data
-from hpo.tables import decoding_progress, live_status
+from hpo.tables import live_status, opening_progress
 from storage.patience import Patience
 from storage.tree import OutputTree
 
@@ -222,7 +222,7 @@ def launch(
     The data are opened here first: what is wrong with them is said once, and the workers find them decoded.
     """
     place = DataPlace.choose(study.file, tree, csv=csv, dicom_root=dicom_root)
-    with decoding_progress(console) as progress:
+    with opening_progress(console) as progress:
         open_data(study, place, progress)
     places = ["--csv", str(place.csv.absolute()), "--dicom-root", str(place.dicom_root.absolute())]
     slots = plan(workers, per_gpu, visible_gpus(allowed_gpus()), len(os.sched_getaffinity(0)))

@@ -109,9 +109,9 @@ class Trial:
         """Return the command that trains the same by hand: same code, same configuration, same seeds, same folds."""
         run = RunConfig(
             **self.config.model_dump(),
+            **self.station.place.selection.model_dump(),
             csv=self.station.place.csv,
             dicom_root=self.station.place.dicom_root,
-            max_rejected=self.station.place.max_rejected,
             device=self.station.device.type,
             threads=self.compute.resolution.threads,
             micro_batch=self.compute.resolution.micro_batch,

@@ -18,11 +18,13 @@ from storage.ledger import Registration
 from storage.record import StudyRecord
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree, StudyFolder
-from trainer.config import PreprocessingConfig
+from trainer.config import PreprocessingConfig, SelectionConfig
 from trainer.data.archive import check_root
-from trainer.data.cache import Progress, open_dataset
+from trainer.data.cache import open_dataset
 from trainer.data.folds import Folds, from_csv
 from trainer.data.labels import read_labels
+from trainer.data.naming import choose_naming
+from trainer.data.progress import Progress
 from trainer.data.records import Dataset
 from trainer.data.report import write_report
 from trainer.embeddings import read_embeddings
@@ -58,8 +60,9 @@ class DataPlace:
 
     csv: Path
     dicom_root: Path
+    outputs: Path
     cache: Path
-    max_rejected: float
+    selection: SelectionConfig
 
     @classmethod
     def choose(cls, file: StudyFile, tree: OutputTree, *, csv: Path | None, dicom_root: Path | None) -> DataPlace:
@@ -68,11 +71,11 @@ class DataPlace:
         if chosen_csv is None or chosen_root is None:
             missing = "--csv" if chosen_csv is None else "--dicom-root"
             raise NoDataPlaceError(f"study {file.study!r} does not say where its data are: give {missing}")
-        return cls(chosen_csv, chosen_root, tree.cache, file.data.max_rejected)
+        return cls(chosen_csv, chosen_root, tree.root, tree.cache, file.data.selection())
 
     def check(self) -> None:
         """Refuse what is no label file, or no folder: said in a moment, and without what decoding needs. Raises InputError."""
-        read_labels(self.csv)
+        read_labels(self.csv, self.selection)
         check_root(self.dicom_root)
 
     def open(
@@ -84,7 +87,8 @@ class DataPlace:
             self.dicom_root,
             preprocessing,
             self.cache,
-            max_rejected=self.max_rejected,
+            selection=self.selection,
+            naming=choose_naming(self.outputs, pseudonyms=self.selection.pseudonyms),
             expected_hash=expected_hash,
             progress=progress,
         )

@@ -12,23 +12,25 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from hpo.errors import StudyFileError
 from hpo.search_space import AnyDimension, CategoricalDimension, SearchSpace
-from trainer.config import NO_WEIGHTS_FILES, Strict, TrainConfig, one_line
+from trainer.config import NO_WEIGHTS_FILES, SelectionConfig, Strict, TrainConfig, one_line, selection_of
 
 _PATHS = {"data": ("csv", "dicom_root"), "train": ("embeddings_dir", "weights")}
 """Keys of each section whose values are paths, relative to the study file."""
 
 
-class DataSection(Strict):
-    """Where the archive is; a command may say it instead."""
+class DataSection(SelectionConfig):
+    """Where the archive is, which a command may say instead, and what is taken of it."""
 
     csv: Path | None = None
     """Label file, relative to the study file."""
     dicom_root: Path | None = None
     """Folder of the images, relative to the study file."""
-    max_rejected: float = Field(0.05, ge=0, le=1)
-    """Largest share of the images that may be broken."""
     embeddings: dict[str, str] = Field(default_factory=dict)
     """sha256 of the vectors in each `embeddings_dir` of the study; filled in when it is created."""
+
+    def selection(self) -> SelectionConfig:
+        """Return what is taken of the archive."""
+        return selection_of(self)
 
 
 class CrossValidationSection(Strict):

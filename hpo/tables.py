@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 from rich import box
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hpo.status import Status
+from trainer.archive_check import ArchiveReport
+from trainer.data.progress import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +94,74 @@ def trials_frame(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=None if rows else ["number", "state", "value", "started_at", "finished_at"])
 
 
+def archive_tables(report: ArchiveReport) -> list[Table | str]:
+    """Return what a look at an archive has found: what is used by class, and what is not by code."""
+    classes = Table(box=box.SIMPLE_HEAD)
+    for heading in ("class", "images", "patients"):
+        classes.add_column(heading, justify="left" if heading == "class" else "right")
+    for name, each in report.classes.items():
+        classes.add_row(name, str(each.images), str(each.patients))
+    not_used = sum(report.rejected.values())
+    codes = Table(box=box.SIMPLE_HEAD)
+    codes.add_column("code")
+    codes.add_column("count", justify="right")
+    for code, count in report.rejected.items():
+        codes.add_row(code, str(count))
+    lines = [f"label file: {report.format}"]
+    for title, counts in (("views", report.views), ("sides", report.lateralities), ("split", report.splits)):
+        if counts:
+            lines.append(f"{title}: {', '.join(f'{name} {number}' for name, number in counts.items())}")
+    lines.append(f"every path that is not used: {report.report}")
+    if report.preview is not None:
+        lines.append(f"before and after: {report.preview}")
+    used = f"used: {report.images} images of {report.patients} patients"
+    return [
+        used, classes, f"not used: {not_used}, of them broken: {report.broken}", *([codes] if not_used else []),
+        "\n".join(lines),
+    ]  # fmt: skip
+
+
 @contextmanager
-def decoding_progress(console: Console) -> Iterator[Any]:
-    """Give a function of (done, total) that shows a bar with the time left on a terminal, and nothing elsewhere."""
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("decoding", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def opening_progress(console: Console) -> Iterator[Callable[[Stage, int, int], None]]:
+    """Give a function that shows how far an opening is, and the time left: a bar on a terminal, a line now and then elsewhere."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            tasks: dict[Stage, TaskID] = {}
+
+            def show(stage: Stage, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bar.add_task(stage)
+                bar.update(tasks[stage], completed=done, total=total)
+
+            yield show
+        return
+    yield _Lines().say
+
+
+class _Lines:
+    """Progress as log lines, at most one in a while."""
+
+    _EVERY_S = 30.0
+
+    def __init__(self) -> None:
+        self._stage: Stage | None = None
+        self._began_at = self._said_at = 0.0
+        self._began_with = 0
+
+    def say(self, stage: Stage, done: int, total: int) -> None:
+        """Take notice of *done* of *total* files, and log it if nothing was logged for a while."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._began_at, self._said_at, self._began_with = stage, now, now, done
+        if now < self._said_at + self._EVERY_S or done == self._began_with:
+            return
+        self._said_at = now
+        left_s = (total - done) * (now - self._began_at) / (done - self._began_with)
+        logger.info(
+            "%s: %d of %d files, about %s left", stage, done, total, timedelta(seconds=round(left_s)),
+            extra={"action": stage},
+        )  # fmt: skip
 
 
 @contextmanager

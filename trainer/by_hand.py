@@ -18,10 +18,12 @@ from trainer.batches import batch_bounds
 from trainer.cli import command_line, flag
 from trainer.config import RunConfig
 from trainer.cross_validation import cross_validate
-from trainer.data.cache import Progress, open_dataset
+from trainer.data.cache import open_dataset
 from trainer.data.division import holdout, make_folds
 from trainer.data.folds import Folds, Split, split_hash, to_csv
 from trainer.data.labels import read_labels
+from trainer.data.naming import choose_naming
+from trainer.data.progress import Progress
 from trainer.data.records import Dataset
 from trainer.data.report import summary, write_report
 from trainer.embeddings import Embeddings, read_embeddings
@@ -150,7 +152,7 @@ def _check_before_decoding(
         check_device(begun, folder, device_kind(device))
     else:
         _check_places(config)
-    labels = read_labels(config.csv)
+    labels = read_labels(config.csv, config.selection())
     embeddings = None if config.embeddings_dir is None else read_embeddings(config.embeddings_dir)
     n_features = 0 if embeddings is None else embeddings.n_features
     build_network(
@@ -177,7 +179,8 @@ def _open(config: RunConfig, outputs: Path, begun: Run | None, progress: Progres
             config.dicom_root,
             config.preprocessing(),
             config.cache_dir or outputs / "cache",
-            max_rejected=config.max_rejected,
+            selection=config.selection(),
+            naming=choose_naming(outputs, pseudonyms=config.pseudonyms),
             cache_mode=config.cache_mode,
             expected_hash=None if begun is None else begun.data_hash,
             progress=progress,

@@ -133,12 +133,15 @@ def to_npy(vectors: NDArray[np.float32]) -> bytes:
     return buffer.getvalue()
 
 
-def to_metadata(records: Sequence[ImageRecord], dicom_root: Path) -> bytes:
-    """Return the content of `metadata.csv`."""
+def to_metadata(records: Sequence[ImageRecord], dicom_root: Path | None) -> bytes:
+    """Return the content of `metadata.csv`; without a root the paths are the images' names, as under pseudonyms."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["image", "accession", "path"])
-    writer.writerows([each.path, each.accession, str(dicom_root / each.path)] for each in records)
+    writer.writerows(
+        [each.path, each.accession, each.path if dicom_root is None else str(dicom_root / each.path)]
+        for each in records
+    )
     return buffer.getvalue().encode()
 
 

@@ -17,7 +17,9 @@ from torch import Tensor
 from trainer.batches import batch_bounds
 from trainer.cli import command_line
 from trainer.config import EmbedConfig, LoadingConfig
-from trainer.data.cache import Progress, open_dataset
+from trainer.data.cache import open_dataset
+from trainer.data.naming import choose_naming
+from trainer.data.progress import Progress
 from trainer.data.records import Dataset
 from trainer.data.report import summary
 from trainer.embeddings import (
@@ -85,7 +87,7 @@ def embed(
         if found is not None:
             logger.info("%s: holds these features already", config.outdir, extra={"action": "embeddings_found"})
             return found, False
-        metadata = to_metadata(dataset.records, config.dicom_root)
+        metadata = to_metadata(dataset.records, None if config.pseudonyms else config.dicom_root)
         check_free(config.outdir / METADATA, metadata)
         vectors = _compute(network.to(device), dataset, device, config.batch_size, stop or threading.Event())
         features = to_npy(vectors)
@@ -136,7 +138,8 @@ def _open(config: EmbedConfig, outputs: Path, progress: Progress | None) -> Data
         config.dicom_root,
         config.train_config().preprocessing(),
         config.cache_dir or outputs / "cache",
-        max_rejected=config.max_rejected,
+        selection=config.selection(),
+        naming=choose_naming(outputs, pseudonyms=config.pseudonyms),
         progress=progress,
     )
     logger.info("%s", summary(dataset), extra={"action": "data_opened"})

@@ -1,21 +1,22 @@
 """
-The archive as it lies on the disk: which files are candidates, whose they are, and what their headers say.
+The archive as it lies on the disk: which files are there, and which of them the label file speaks of.
 
-One folder an accession number below the root, with files of any name and depth in it.
+Nothing is opened here. Symbolic links are judged first: what they lead to must be below the root.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.decoder import Reply
-from trainer.data.decoder_pool import DecoderPool
-from trainer.data.labels import Labels
-from trainer.data.records import Code, Rejection
+from trainer.data.labels import Entry, Labels
+from trainer.data.naming import Naming
+from trainer.data.records import Code, Rejection, Split
 from trainer.errors import InputError
+
+_SYSTEM_FILES = {"Thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -24,24 +25,29 @@ class Candidate:
 
     path: str
     """Relative to the root, POSIX."""
+    name: str
+    """What it is called in files: its path, or a pseudonym."""
     accession: str
+    """What its key in the label file is called: an accession number, or an image's own name, or a pseudonym."""
+    patient: str | None
+    """What the patient is called that the label file names."""
     label: int
     """0..C-1."""
+    entry: Entry
+    """What the label file says."""
+    split: Split | None
+    """Of the label file's own split, where that is to be used."""
 
 
 @dataclass(frozen=True)
-class Inspected:
-    """A candidate, its content's hash, and what its header says."""
+class _Found:
+    """A file below the root."""
 
-    candidate: Candidate
-    sha256: str | None
-    """None where the file cannot be read."""
-    patient: str
-    """What groups images; see `group_patients`."""
-    view: str | None
-    laterality: str | None
-    rejection: Rejection | None
-    """Why the file is not used, as far as its header tells."""
+    path: str
+    """Relative to the root, POSIX."""
+    code: Code | None = None
+    """Why it is not even opened."""
+    reason: str = ""
 
 
 def check_root(root: Path) -> None:
@@ -51,10 +57,12 @@ def check_root(root: Path) -> None:
     except OSError as error:
         raise InputError(f"{root}: {error.strerror}, expected the folder of the images") from error
     if empty:
-        raise InputError(f"{root}: empty, expected one folder an accession number")
+        raise InputError(f"{root}: empty, expected the images in it")
 
 
-def find_candidates(root: Path, labels: Labels) -> tuple[list[Candidate], list[Rejection]]:
+def find_candidates(
+    root: Path, labels: Labels, naming: Naming, *, published_split: bool = False
+) -> tuple[list[Candidate], list[Rejection]]:
     """
     Return the files below *root* that have a label, sorted by path, and those that are left out before they are read.
 
@@ -65,98 +73,93 @@ def find_candidates(root: Path, labels: Labels) -> tuple[list[Candidate], list[R
     candidates: list[Candidate] = []
     rejections: list[Rejection] = []
     seen: set[str] = set()
-    for path in _walk(root):
-        accession = path.partition("/")[0]
-        seen.add(accession)
-        rejection = _why_left_out(root, path, labels, accession)
-        if rejection is None:
-            candidates.append(Candidate(path, accession, labels.label_of[accession]))
+    for found in _walk(root):
+        key = labels.key_of(found.path)
+        entry = None if key is None else labels.entries.get(key)
+        if key is not None:
+            seen.add(key)
+        name = naming.path(_shown(found.path))
+        if found.code is not None:
+            rejections.append(Rejection(name, found.code, found.reason))
+        elif key is None or entry is None:
+            rejections.append(Rejection(name, Code.NO_LABEL, "the label file does not speak of it"))
+        elif entry.label is None:
+            rejections.append(Rejection(name, entry.code or Code.NO_LABEL, entry.reason))
         else:
-            rejections.append(rejection)
-    rejections += [_without_image(name, labels) for name in (labels.label_of.keys() | labels.excluded) - seen]
+            stated = labels.patient_of(found.path, key)
+            patient = None if stated is None else naming.patient(stated)
+            split = (entry.split or "train") if published_split else None
+            candidates.append(Candidate(found.path, name, naming.accession(key), patient, entry.label, entry, split))
+    for key in labels.entries.keys() - seen:
+        entry = labels.entries[key]
+        reason = entry.reason or "the label file speaks of it, and there is no such image"
+        rejections.append(Rejection(naming.accession(_shown(key)), entry.code or Code.NO_IMAGE, reason))
     return sorted(candidates, key=lambda candidate: candidate.path), rejections
 
 
-def inspect(root: Path, candidates: Sequence[Candidate], pool: DecoderPool) -> list[Inspected]:
-    """Return what each candidate's bytes and header say, in their order."""
-    replies = [reply for reply, _ in pool.answers("inspect", (root / candidate.path for candidate in candidates))]
-    ids = [reply.header.patient_id if reply.header else None for reply in replies]
-    patients = group_patients([candidate.accession for candidate in candidates], ids)
-    return [
-        _inspected(candidate, reply, patient)
-        for candidate, reply, patient in zip(candidates, replies, patients, strict=True)
-    ]
+def _walk(root: Path) -> Iterator[_Found]:
+    """Yield every file below *root*, and every link that is not followed."""
+    real_root = os.path.realpath(root)
+    yield from _walk_folder(str(root), "", real_root, within_link=False)
 
 
-def group_patients(accessions: Sequence[str], patient_ids: Sequence[str | None]) -> list[str]:
-    """
-    Return the patient of each image: the first PatientID of its group, else its accession number.
-
-    Images are of one group when they share a PatientID or an accession number: some archives write the view into the
-    PatientID ("P_00820_RIGHT_CC"), which would put one patient on both sides of a split.
-    """
-    parent: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def find(node: tuple[str, str]) -> tuple[str, str]:
-        while parent.setdefault(node, node) != node:
-            parent[node] = node = parent[parent[node]]
-        return node
-
-    for accession, patient_id in zip(accessions, patient_ids, strict=True):
-        if patient_id is not None:
-            parent[find(("accession", accession))] = find(("patient", patient_id))
-    names: dict[tuple[str, str], str] = {}
-    for patient_id in sorted({patient_id for patient_id in patient_ids if patient_id is not None}):
-        names.setdefault(find(("patient", patient_id)), patient_id)
-    return [names.get(find(("accession", accession)), accession) for accession in accessions]
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """Yield every file below *root*, relative and POSIX; links to folders among them, to be judged and not followed."""
-    for name, folders, files in os.walk(root):
-        folder = Path(name)
-        links = [entry for entry in folders if (folder / entry).is_symlink()]
-        yield from ((folder / entry).relative_to(root).as_posix() for entry in files + links)
+def _walk_folder(folder: str, prefix: str, real_root: str, *, within_link: bool) -> Iterator[_Found]:
+    """Yield what is in *folder*, whose path relative to the root is *prefix*."""
+    folders: list[tuple[str, str, bool]] = []
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        yield _Found(prefix.rstrip("/"), Code.UNDECODABLE, f"a folder that cannot be read: {error.strerror}")
+        return
+    for entry in entries:
+        path = prefix + entry.name
+        if entry.is_symlink():
+            found = _judge_link(entry.path, path, real_root, within_link=within_link)
+            if found is None:
+                folders.append((entry.path, f"{path}/", True))
+            else:
+                yield found
+        elif entry.is_dir(follow_symlinks=False):
+            folders.append((entry.path, f"{path}/", within_link))
+        else:
+            yield _judge_file(path, is_regular=entry.is_file(follow_symlinks=False))
+    for inner, inner_prefix, inner_within_link in folders:
+        yield from _walk_folder(inner, inner_prefix, real_root, within_link=inner_within_link)
 
 
-def _why_left_out(root: Path, path: str, labels: Labels, accession: str) -> Rejection | None:
-    """Return why the file at *path* is not even read, or None."""
-    file = root / path
-    shown = path.encode(errors="backslashreplace").decode()
-    if shown != path:
-        return Rejection(shown, Code.UNDECODABLE, "the file's name is no UTF-8")
-    if file.is_symlink() and not file.resolve().is_relative_to(root.resolve()):
-        return Rejection(path, Code.OUTSIDE_ROOT, "a link that leads out of the root")
-    if accession in labels.excluded:
-        return Rejection(path, Code.EXCLUDED_CLASS, "class 5 is left out")
-    if accession not in labels.label_of:
-        return Rejection(path, Code.NO_LABEL, "its folder's name is no accession number of the label file")
-    if not file.is_file() or path == accession:
-        return Rejection(path, Code.NOT_IMAGE, "no regular file in the folder of an accession number")
+def _judge_link(link: str, path: str, real_root: str, *, within_link: bool) -> _Found | None:
+    """Return what the link is, or None for one to a folder that is to be looked into."""
+    target = os.path.realpath(link)
+    if not _is_below(target, real_root):
+        return _Found(path, Code.OUTSIDE_ROOT, "a link that leads out of the root")
+    if not os.path.isdir(target):  # noqa: PTH112  strings throughout: 20 000 files a second
+        if os.path.exists(target):  # noqa: PTH110
+            return _judge_file(path, is_regular=os.path.isfile(target))  # noqa: PTH113
+        return _Found(path, Code.LINK, "a link that leads nowhere")
+    if _is_below(os.path.realpath(os.path.dirname(link)), target):  # noqa: PTH120
+        return _Found(path, Code.LINK, "a link to a folder that it is in")
+    if within_link:  # links in linked folders could go on for ever
+        return _Found(path, Code.LINK, "a link to a folder, in a folder that is reached by a link")
     return None
 
 
-def _without_image(accession: str, labels: Labels) -> Rejection:
-    """Return why the label of *accession* is not used: no folder has its name."""
-    if "/" in accession or accession in {".", ".."}:
-        return Rejection(accession, Code.OUTSIDE_ROOT, "an accession number that is a path")
-    if accession in labels.excluded:
-        return Rejection(accession, Code.EXCLUDED_CLASS, "class 5 is left out")
-    return Rejection(accession, Code.NO_IMAGE, "no file in a folder of this name")
+def _judge_file(path: str, *, is_regular: bool) -> _Found:
+    """Return what the file at *path* is, by its name and kind."""
+    name = path.rpartition("/")[2]
+    if _shown(path) != path:
+        return _Found(path, Code.UNDECODABLE, "the file's name is no UTF-8")
+    if name.startswith(".") or name in _SYSTEM_FILES:
+        return _Found(path, Code.SYSTEM_FILE, "a file that the operating system has put there")
+    if not is_regular:
+        return _Found(path, Code.NOT_IMAGE, "no regular file")
+    return _Found(path)
 
 
-def _inspected(candidate: Candidate, reply: Reply, patient: str) -> Inspected:
-    """Return *candidate* with what a decoder replied about it."""
-    return Inspected(
-        candidate=candidate,
-        sha256=reply.sha256,
-        patient=patient,
-        view=reply.header.view if reply.header else None,
-        laterality=reply.header.laterality if reply.header else None,
-        rejection=rejection_of(candidate.path, reply),
-    )
+def _is_below(path: str, folder: str) -> bool:
+    """Return whether *path* is *folder* or in it; both without links."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def rejection_of(path: str, reply: Reply) -> Rejection | None:
-    """Return what *reply* says against the file at *path*, or None."""
-    return None if reply.code is None else Rejection(path, reply.code, reply.reason or "")
+def _shown(path: str) -> str:
+    """Return *path* as text that every file can hold."""
+    return path.encode(errors="backslashreplace").decode()

@@ -3,7 +3,7 @@ The decoded data set: every image decoded once, whatever the number of workers, 
 
 `cache/<key>/` holds `images.npy` (N, H, W) uint8, `index.csv`, `report.csv` and `dataset.json`, and never a pickle. The key
 is made of contents, so that changed data never meet an old cache. It is built in a folder of its own under a lock that a
-dead process does not keep, and appears by one rename, whole.
+dead process does not keep, goes on from there after a kill, and appears by one rename, whole.
 
 For those who must not write there are two more modes: the array in this process's memory, and no array at all. Hash, records,
 rejections and pixels are the same in all of them.
@@ -17,61 +17,68 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
-import numpy as np
-from filelock import FileLock
-from numpy.typing import NDArray
+from filelock import FileLock, Timeout
 
-from trainer.config import PreprocessingConfig
+from trainer.config import PreprocessingConfig, SelectionConfig
 from trainer.data import cache_files
-from trainer.data.archive import Inspected, find_candidates, inspect, rejection_of
-from trainer.data.cache_files import About, ImageWriter, pixel_versions
+from trainer.data.archive import find_candidates
+from trainer.data.building import Building
+from trainer.data.cache_files import About, pixel_versions
 from trainer.data.decoder_pool import DecoderPool
+from trainer.data.decoding import Nowhere, decode, settle
+from trainer.data.inspection import Usable, inspect
+from trainer.data.known_files import KnownFiles
+from trainer.data.label_formats import LabelFormat
 from trainer.data.labels import Labels, read_labels
 from trainer.data.memory_images import MemoryWriter
+from trainer.data.naming import AsTheArchive, Naming
 from trainer.data.on_demand import OnDemand
 from trainer.data.preprocess import PREPROCESSING_VERSION
-from trainer.data.records import Dataset, ImageRecord, Rejection, Unkept
-from trainer.errors import DataError, OtherDataError
+from trainer.data.progress import Progress
+from trainer.data.records import Dataset, Rejection
+from trainer.errors import DataError, InputError, OtherDataError
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Told of files done and all files: those of the building process only, when they are decoded."""
+CacheMode = Literal["disk", "memory", "none"]
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 """Part of the key: of what is hashed and of the files in a cache."""
+_BUILDING = ".building"
+_ABANDONED_S = 7 * 24 * 3600
+_SELECTION = SelectionConfig()
+_NAMING = AsTheArchive()
+
+
+class UnusableArchiveError(DataError):
+    """An archive that cannot be used as it is: too many broken files, no image, or none of a class."""
+
+    def __init__(self, message: str, rejections: Sequence[Rejection], dataset: Dataset | None = None) -> None:
+        super().__init__(message)
+        self.rejections = tuple(rejections)
+        self.dataset = dataset
+        """What is left of it, where it was decoded."""
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What there is to decode, and what is known before it is decoded."""
+class _Opening:
+    """What is to be decoded, and what is known before it is."""
 
     root: Path
     about: About
-    usable: Sequence[Inspected]
+    usable: Sequence[Usable]
     rejections: Sequence[Rejection]
+    """Of the files that are not decoded, and of labels without an image."""
+    pool: DecoderPool
     progress: Progress | None
-
-
-class _Sink(Protocol):
-    """Where decoded images go."""
-
-    def append(self, image: NDArray[np.uint8]) -> None:
-        """Take *image*, (side, side), as the next row."""
-        ...
-
-
-class _Nowhere:
-    """Where images go that were decoded to learn that they can be."""
-
-    def append(self, image: NDArray[np.uint8]) -> None:
-        """Forget *image*."""
 
 
 def open_dataset(
@@ -80,181 +87,197 @@ def open_dataset(
     preprocessing: PreprocessingConfig,
     cache_dir: Path,
     *,
-    max_rejected: float = 0.05,
-    cache_mode: Literal["disk", "memory", "none"] = "disk",
+    selection: SelectionConfig = _SELECTION,
+    naming: Naming = _NAMING,
+    cache_mode: CacheMode = "disk",
     expected_hash: str | None = None,
     progress: Progress | None = None,
+    despite_broken: bool = False,
 ) -> Dataset:
     """
     Return the decoded data set, decoding it first if no other process did or what it decoded was not to be kept.
 
     Args:
         csv: Label file.
-        dicom_root: Folder with a folder of images for each accession number.
+        dicom_root: Folder of the images.
         preprocessing: From stored pixels to the decoded image.
         cache_dir: Where decoded data sets are kept; with ``disk`` alone.
-        max_rejected: Largest share, 0..1, of the files with a label that may be broken.
+        selection: How the label file is read, and which images are used.
+        naming: What patients, accession numbers and images are called in all that is returned.
         cache_mode: What is kept: ``disk`` an array for all processes, ``memory`` one for this process, ``none`` nothing, so
             that each image is decoded again whenever it is read.
         expected_hash: Of the data that these must be; None accepts any.
-        progress: Called while this process decodes.
+        progress: Called while this process works.
+        despite_broken: Decode what is there before too many broken files are an error, to report on all of it.
 
     Raises:
         OtherDataError: they are not the expected ones; nothing is decoded.
         InputError: the label file or the root is not what it must be.
-        DataError: too many files are broken, a class has no image left, or the decoded images cannot be kept.
+        UnusableArchiveError: too many files are broken, or a class has no image left.
+        DataError: the decoded images cannot be kept.
     """
-    labels = read_labels(csv)
-    candidates, rejections = find_candidates(dicom_root, labels)
+    labels = read_labels(csv, selection)
+    _check_split(labels, csv, selection)
+    candidates, rejections = find_candidates(dicom_root, labels, naming, published_split=selection.published_split)
     if not candidates:
-        raise DataError(f"{dicom_root}: no file in a folder that is named like an accession number of {csv}")
+        raise UnusableArchiveError(f"{dicom_root}: no file in it has a usable label in {csv}", rejections)
+    known = KnownFiles(cache_dir if cache_mode == "disk" else None, dicom_root, naming)
     with DecoderPool(preprocessing, len(candidates)) as pool:
-        inspected = inspect(dicom_root, candidates, pool)
-    rejections += [entry.rejection for entry in inspected if entry.rejection is not None]
-    usable = [entry for entry in inspected if entry.rejection is None]
-    _check_broken(rejections, len(candidates), max_rejected)
-    _check_classes({entry.candidate.label for entry in usable}, labels, csv)
-    about = About(
-        data_hash=_hash(inspected, labels.class_names, preprocessing),
-        class_names=labels.class_names,
-        preprocessing=preprocessing,
-        versions=pixel_versions(),
-    )
-    if expected_hash is not None and expected_hash != about.data_hash:
-        raise OtherDataError(expected_hash, about.data_hash)
-    found = _Found(dicom_root, about, usable, rejections, progress)
-    dataset = _with_rejections(_decoded(found, cache_dir, cache_mode), usable, rejections)
-    _check_broken(dataset.rejections, len(candidates), max_rejected)
-    _check_classes({record.label for record in dataset.records}, labels, csv)
+        usable, left_out = inspect(dicom_root, candidates, pool, known, naming, selection, progress)
+        rejections += left_out
+        if not despite_broken:
+            _check_broken(rejections, len(candidates), selection)
+        _check_classes({entry.candidate.label for entry in usable}, labels, csv, rejections)
+        about = About(
+            data_hash=_hash(usable, labels.class_names, preprocessing),
+            class_names=labels.class_names,
+            preprocessing=preprocessing,
+            versions=pixel_versions(),
+        )
+        if expected_hash is not None and expected_hash != about.data_hash:
+            raise OtherDataError(expected_hash, about.data_hash)
+        opening = _Opening(dicom_root, about, usable, rejections, pool, progress)
+        dataset = _decoded(opening, cache_dir, cache_mode)
+    _check_broken(dataset.rejections, len(candidates), selection, dataset)
+    _check_classes({record.label for record in dataset.records}, labels, csv, dataset.rejections, dataset)
+    _warn(usable, labels)
     return dataset
 
 
-def _hash(inspected: Iterable[Inspected], class_names: Sequence[str], preprocessing: PreprocessingConfig) -> str:
+def _hash(usable: Iterable[Usable], class_names: Sequence[str], preprocessing: PreprocessingConfig) -> str:
     """Return the sha256, in hex, over everything that decides the data set: not over places or times."""
     content = {
         "schema": _SCHEMA_VERSION,
         "preprocessing_version": PREPROCESSING_VERSION,
         "preprocessing": preprocessing.model_dump(),
         "class_names": list(class_names),
-        "files": sorted(
-            [entry.candidate.path, entry.sha256 or "", entry.candidate.label, entry.patient] for entry in inspected
-        ),
+        "files": [
+            [
+                entry.candidate.name,
+                entry.sha256,
+                entry.candidate.label,
+                entry.candidate.accession,
+                entry.patient,
+                entry.view or "",
+                entry.laterality or "",
+                entry.candidate.split or "",
+            ]
+            for entry in usable
+        ],
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _decoded(found: _Found, cache_dir: Path, cache_mode: Literal["disk", "memory", "none"]) -> Dataset:
-    """Return what was *found*, decoded, and kept as *cache_mode* says."""
+def _decoded(opening: _Opening, cache_dir: Path, cache_mode: CacheMode) -> Dataset:
+    """Return what is to be decoded, kept as *cache_mode* says."""
     if cache_mode == "disk":
-        return _on_disk(found, cache_dir / found.about.data_hash[:32])
-    return _in_memory(found) if cache_mode == "memory" else _on_demand(found)
+        return _on_disk(opening, cache_dir / opening.about.data_hash[:32])
+    return _in_memory(opening) if cache_mode == "memory" else _on_demand(opening)
 
 
-def _on_disk(found: _Found, folder: Path) -> Dataset:
+def _on_disk(opening: _Opening, folder: Path) -> Dataset:
     """Return the data set in *folder*, which is built unless it is there."""
     try:
-        _ensure_built(folder, found)
+        _ensure_built(folder, opening)
     except OSError as error:
         raise DataError(f"{folder}: the decoded images cannot be kept there: {error.strerror or error}") from error
-    return cache_files.open_folder(folder)
+    dataset = cache_files.open_folder(folder)
+    # Files that were never decoded are not part of the hash: another copy of the archive may have others of them.
+    names = {entry.candidate.name for entry in opening.usable}
+    refused = [rejection for rejection in dataset.rejections if rejection.path in names]
+    return dataclasses.replace(dataset, rejections=_sorted([*opening.rejections, *refused]))
 
 
-def _in_memory(found: _Found) -> Dataset:
+def _in_memory(opening: _Opening) -> Dataset:
     """Return the data set in an array of this process's own."""
-    logger.info("decoding %d images into memory", len(found.usable), extra={"action": "decoding"})
+    logger.info("decoding %d images into memory", len(opening.usable), extra={"action": "decoding"})
+    config = opening.about.preprocessing
     try:
-        with MemoryWriter(found.about.preprocessing.img_size) as writer:
-            records, refused = _decode(found, writer)
-            images = writer.images()
+        with MemoryWriter(config.img_size) as writer:
+            outcomes = decode(opening.root, opening.usable, opening.pool, writer, opening.progress)
+            settled = settle(opening.usable, outcomes)
+            _check_any(opening, settled.rows, settled.rejections)
+            images = writer.images(settled.rows)
     except OSError as error:
         raise DataError(f"the decoded images cannot be kept in memory: {error.strerror or error}") from error
-    return _dataset(found, images, records, refused)
+    rejections = _sorted([*opening.rejections, *settled.rejections])
+    return Dataset(images, settled.records, opening.about.class_names, rejections, opening.about.data_hash)
 
 
-def _on_demand(found: _Found) -> Dataset:
+def _on_demand(opening: _Opening) -> Dataset:
     """Return the data set without an array; each file is decoded once, to know which of them can be used."""
-    logger.info("decoding %d images to check them", len(found.usable), extra={"action": "decoding"})
-    records, refused = _decode(found, _Nowhere())
-    paths = tuple(record.path for record in records)
-    images = OnDemand(found.root.absolute(), paths, found.about.preprocessing)
-    return _dataset(found, images, records, refused)
+    logger.info("decoding %d images to check them", len(opening.usable), extra={"action": "decoding"})
+    config = opening.about.preprocessing
+    outcomes = decode(opening.root, opening.usable, opening.pool, Nowhere(), opening.progress)
+    settled = settle(opening.usable, outcomes)
+    _check_any(opening, settled.rows, settled.rejections)
+    path_of = {entry.candidate.name: entry.candidate.path for entry in opening.usable}
+    paths = tuple(path_of[record.path] for record in settled.records)
+    images = OnDemand(opening.root.absolute(), paths, config)
+    rejections = _sorted([*opening.rejections, *settled.rejections])
+    return Dataset(images, settled.records, opening.about.class_names, rejections, opening.about.data_hash)
 
 
-def _dataset(
-    found: _Found, images: NDArray[np.uint8] | Unkept, records: Iterable[ImageRecord], refused: Iterable[Rejection]
-) -> Dataset:
-    return Dataset(images, tuple(records), found.about.class_names, tuple(refused), found.about.data_hash)
-
-
-def _ensure_built(folder: Path, found: _Found) -> None:
+def _ensure_built(folder: Path, opening: _Opening) -> None:
     """Build *folder* unless it is there, or appears while another process builds it."""
     if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
-        # Whoever built here before has died: the lock is ours.
-        for left in folder.parent.glob(f"{folder.name}.building-*"):
-            shutil.rmtree(left)
+    with _locked(folder.with_name(f"{folder.name}.lock")):
         if folder.is_dir():
             return
-        building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
-        building.mkdir()
-        logger.info("decoding %d images into %s", len(found.usable), folder, extra={"action": "decoding"})
+        _remove_abandoned(folder.parent)
+        building = folder.with_name(folder.name + _BUILDING)
+        logger.info("decoding %d images into %s", len(opening.usable), folder, extra={"action": "decoding"})
         try:
-            _build(building, found)
-            building.rename(folder)
-            _sync_folder(folder.parent)
-        finally:
+            _build(building, opening)
+        except (OSError, DataError):  # what a kill leaves is taken up; what cannot be finished is not left lying about
             shutil.rmtree(building, ignore_errors=True)
+            raise
+        building.rename(folder)
+        _sync_folder(folder.parent)
 
 
-def _build(folder: Path, found: _Found) -> None:
-    """Decode what was *found* into *folder*, one row an accepted image."""
-    with ImageWriter(cache_files.images_path(folder), found.about.preprocessing.img_size) as writer:
-        records, refused = _decode(found, writer)
-    cache_files.write_about(folder, found.about, records, [*found.rejections, *refused])
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock at *path*; say so if that has to wait for whoever builds there."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("waiting for another process that decodes these images", extra={"action": "decoding_elsewhere"})
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(folder: Path, opening: _Opening) -> None:
+    """Decode into *folder*, one row an image that is used, going on where another process was killed."""
+    with Building(folder, opening.about) as building:
+        if building.done:
+            logger.info("%d of them are decoded already", len(building.done), extra={"action": "decoding_resumed"})
+        outcomes = decode(opening.root, opening.usable, opening.pool, building, opening.progress)
+        settled = settle(opening.usable, outcomes)
+        _check_any(opening, settled.rows, settled.rejections)
+        building.finish(settled.rows)
+    rejections = _sorted([*opening.rejections, *settled.rejections])
+    cache_files.write_about(folder, opening.about, settled.records, rejections)
+    building.close_journal()
     _sync_folder(folder)
 
 
-def _decode(found: _Found, sink: _Sink) -> tuple[list[ImageRecord], list[Rejection]]:
-    """
-    Decode the usable files in their order, give *sink* each image, and return the records of those and the others' rejections.
-
-    Raises:
-        DataError: not one can be decoded.
-    """
-    records: list[ImageRecord] = []
-    refused: list[Rejection] = []
-    paths = (found.root / entry.candidate.path for entry in found.usable)
-    with DecoderPool(found.about.preprocessing, len(found.usable)) as pool:
-        for entry, (reply, image) in zip(found.usable, pool.answers("decode", paths), strict=True):
-            rejection = rejection_of(entry.candidate.path, reply)
-            if image is not None:
-                sink.append(image)
-                records.append(_record(entry))
-            elif rejection is not None:
-                refused.append(rejection)
-            if found.progress is not None:
-                found.progress(len(records) + len(refused), len(found.usable))
-    if not records:
-        raise DataError(
-            f"{found.root}: none of {len(found.usable)} files can be decoded; the first: {refused[0].reason}"
-        )
-    return records, refused
-
-
-def _record(entry: Inspected) -> ImageRecord:
-    """Return the record of an accepted image; its bytes could be read, so it has a hash."""
-    return ImageRecord(
-        path=entry.candidate.path,
-        sha256=entry.sha256 or "",
-        accession=entry.candidate.accession,
-        patient=entry.patient,
-        label=entry.candidate.label,
-        view=entry.view,
-        laterality=entry.laterality,
-    )
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what killed processes left in *parent* and nobody has taken up for a week."""
+    for left in parent.glob(f"*{_BUILDING}"):
+        try:
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                with FileLock(left.with_suffix(".lock"), timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
+        except (OSError, Timeout):
+            continue  # somebody builds there, or it is gone
 
 
 def _sync_folder(folder: Path) -> None:
@@ -266,30 +289,66 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _with_rejections(dataset: Dataset, usable: Iterable[Inspected], rejections: Sequence[Rejection]) -> Dataset:
-    """
-    Return *dataset* with what was left out here: *rejections*, and of the cache's what its builder's decoders refused.
-
-    Files without a label are not part of the hash, so another copy of the archive may have others of them.
-    """
-    usable_paths = {entry.candidate.path for entry in usable}
-    refused = [rejection for rejection in dataset.rejections if rejection.path in usable_paths]
-    merged = sorted([*rejections, *refused], key=lambda rejection: (rejection.path, rejection.code))
-    return dataclasses.replace(dataset, rejections=tuple(merged))
+def _sorted(rejections: Iterable[Rejection]) -> tuple[Rejection, ...]:
+    return tuple(sorted(rejections, key=lambda rejection: (rejection.path, rejection.code)))
 
 
-def _check_broken(rejections: Iterable[Rejection], files: int, max_rejected: float) -> None:
-    """Raise DataError if more than the share *max_rejected* of the *files* with a label are broken."""
+def _check_split(labels: Labels, csv: Path, selection: SelectionConfig) -> None:
+    """Raise InputError if the label file's own split is asked for and it has none."""
+    if selection.published_split and all(entry.split is None for entry in labels.entries.values()):
+        raise InputError(f"{csv}: no split in it, expected a column split for published_split")
+
+
+def _check_any(opening: _Opening, rows: Sequence[int], refused: Sequence[Rejection]) -> None:
+    """Raise UnusableArchiveError if not one image is left."""
+    if not rows:
+        raise UnusableArchiveError(
+            f"{opening.root}: none of {len(opening.usable)} images can be used; the first: {refused[0].reason}",
+            _sorted([*opening.rejections, *refused]),
+        )
+
+
+def _check_broken(
+    rejections: Sequence[Rejection], files: int, selection: SelectionConfig, dataset: Dataset | None = None
+) -> None:
+    """Raise UnusableArchiveError if more of the *files* with a label are broken than may be."""
     counts = Counter(rejection.code.value for rejection in rejections if rejection.code.broken)
     broken = counts.total()
-    if broken > max_rejected * files:
+    if broken > selection.max_rejected * files:
         by_code = ", ".join(f"{code} {count}" for code, count in sorted(counts.items()))
-        raise DataError(f"{broken} of {files} images are broken ({by_code}): more than max_rejected {max_rejected:g}")
+        raise UnusableArchiveError(
+            f"{broken} of {files} images are broken ({by_code}): more than max_rejected {selection.max_rejected:g}",
+            rejections,
+            dataset,
+        )
 
 
-def _check_classes(present: set[int], labels: Labels, csv: Path) -> None:
-    """Raise DataError if a class of the label file has no image."""
+def _check_classes(
+    present: set[int], labels: Labels, csv: Path, rejections: Sequence[Rejection], dataset: Dataset | None = None
+) -> None:
+    """Raise UnusableArchiveError if a class of the label file has no image."""
     for label, name in enumerate(labels.class_names):
         if label not in present:
-            accessions = sum(value == label for value in labels.label_of.values())
-            raise DataError(f"{csv}: class {name!r} has {accessions} accession numbers and no usable image")
+            keys = sum(entry.label == label for entry in labels.entries.values())
+            raise UnusableArchiveError(
+                f"{csv}: class {name!r} has {keys} labels and no usable image", rejections, dataset
+            )
+
+
+def _warn(usable: Sequence[Usable], labels: Labels) -> None:
+    """Say what those should know who have to defend a number that is made of these images."""
+    kinds = Counter(entry.for_processing for entry in usable)
+    if len(kinds) > 1:
+        logger.warning(
+            "%d images are FOR PROCESSING and %d are not: two laws of intensity in one data set",
+            kinds[True],
+            kinds[False],
+            extra={"action": "data_mixed"},
+        )
+    alone = sum(entry.belonging.stated is None and entry.belonging.patient_id is None for entry in usable)
+    if alone and labels.format != LabelFormat.ARCHIVE:
+        logger.warning(
+            "neither label file nor header names the patient of %d images: each counts as a patient of its own",
+            alone,
+            extra={"action": "data_patients_unknown"},
+        )

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trainer.config import PreprocessingConfig, Strict
-from trainer.data.records import Dataset, ImageRecord, Rejection
+from trainer.data.records import Dataset, ImageRecord, Rejection, Split
 from trainer.data.report import read_report, write_report
 from trainer.errors import DataError
 from trainer.files import write_text
 
 _IMAGES, _INDEX, _REPORT, _ABOUT = "images.npy", "index.csv", "report.csv", "dataset.json"
-_DECIDES_PIXELS = ("numpy", "opencv-python-headless", "pydicom", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
+_DECIDES_PIXELS = (
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "pydicom",
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+)
 
 
 class About(Strict):
@@ -36,49 +41,16 @@ class About(Strict):
     """Of the packages that decide what a pixel becomes."""
 
 
-class ImageWriter:
+def array_header(rows: int, side: int) -> bytes:
     """
-    A growing (N, side, side) uint8 array in a .npy file.
+    Return the header of a .npy file of *rows* images, (rows, side, side) uint8.
 
-    With pwrite and not through a memory map, whose written pages count as the process's own memory.
+    numpy pads it, so that its length is the same for every number of rows.
     """
-
-    def __init__(self, path: Path, side: int) -> None:
-        self.rows = 0
-        self._side = side
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self._start = len(self._header())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self._write(self._header(), 0)
-                os.fsync(self._file)
-        finally:
-            os.close(self._file)
-
-    def append(self, image: NDArray[np.uint8]) -> None:
-        """Write *image*, (side, side), as the next row."""
-        data = image.tobytes()
-        self._write(data, self._start + self.rows * len(data))
-        self.rows += 1
-
-    def _header(self) -> bytes:
-        """Return the header of the array so far; numpy pads it, so that its length is the same for every number of rows."""
-        buffer = io.BytesIO()
-        shape = (self.rows, self._side, self._side)
-        np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        return buffer.getvalue()
-
-    def _write(self, data: bytes, offset: int) -> None:
-        while data:
-            written = os.pwrite(self._file, data, offset)
-            data, offset = data[written:], offset + written
+    buffer = io.BytesIO()
+    shape = (rows, side, side)
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
 
 
 def write_about(
@@ -143,6 +115,13 @@ def _read_index(path: Path) -> tuple[ImageRecord, ...]:
                 label=int(row["label"]),
                 view=row["view"] or None,
                 laterality=row["laterality"] or None,
+                split=_split(row["split"]),
             )
             for row in csv.DictReader(file)
         )
+
+
+def _split(text: str) -> Split | None:
+    """Return the side of the label file's own split that *text* names."""
+    known: tuple[Split, ...] = get_args(Split)
+    return next((split for split in known if split == text), None)

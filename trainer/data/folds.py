@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from trainer.data.records import Dataset
 from trainer.errors import DataError
 
+SET_ASIDE = -1
+"""In the place of a fold."""
 _COLUMNS = ["image", "patient", "label", "fold"]
 
 
@@ -34,7 +36,7 @@ class Folds:
     """The fold in which each image is validated."""
 
     assignment: NDArray[np.int64]
-    """(N,) int64, 0..n_folds-1, in the data set's order."""
+    """(N,) int64, 0..n_folds-1, in the data set's order; `SET_ASIDE` for an image that is on neither side of any fold."""
     n_folds: int
     paths: tuple[str, ...]
     """N paths, in the data set's order."""
@@ -47,11 +49,13 @@ class Folds:
     @property
     def largest_training_side(self) -> int:
         """The most images that a fold trains on."""
-        return len(self.assignment) - int(np.bincount(self.assignment, minlength=self.n_folds).min())
+        divided = self.assignment[self.assignment != SET_ASIDE]
+        return len(divided) - int(np.bincount(divided, minlength=self.n_folds).min())
 
     def split(self, fold: int) -> Split:
         """Return the two sides of *fold*."""
-        return Split(fold, np.flatnonzero(self.assignment != fold), np.flatnonzero(self.assignment == fold))
+        is_train = (self.assignment != fold) & (self.assignment != SET_ASIDE)
+        return Split(fold, np.flatnonzero(is_train), np.flatnonzero(self.assignment == fold))
 
 
 def split_hash(split: Split, dataset: Dataset) -> str:
@@ -61,12 +65,12 @@ def split_hash(split: Split, dataset: Dataset) -> str:
 
 
 def to_csv(folds: Folds, dataset: Dataset) -> str:
-    """Return *folds* as a table of image, patient, label as the label file writes it, and fold."""
+    """Return *folds* as a table of image, patient, label as the label file writes it, and fold: none for what is set aside."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_COLUMNS)
     writer.writerows(
-        (record.path, record.patient, dataset.class_names[record.label], fold)
+        (record.path, record.patient, dataset.class_names[record.label], "" if fold == SET_ASIDE else fold)
         for record, fold in zip(dataset.records, folds.assignment.tolist(), strict=True)
     )
     return buffer.getvalue()
@@ -93,9 +97,9 @@ def from_csv(text: str, dataset: Dataset) -> Folds:
         stored, found = (row["patient"], row["label"]), (record.patient, dataset.class_names[record.label])
         if stored != found:
             raise DataError(f"folds and data set differ: {record.path} has another patient or label in the folds")
-        if not row["fold"].isdecimal():
-            raise DataError(f"folds: {record.path} has fold {row['fold']!r}, expected a number from 0")
-    assignment = np.array([int(rows[record.path]["fold"]) for record in dataset.records], dtype=np.int64)
+        if row["fold"] and not row["fold"].isdecimal():
+            raise DataError(f"folds: {record.path} has fold {row['fold']!r}, expected a number from 0 or nothing")
+    assignment = np.array([int(rows[record.path]["fold"] or SET_ASIDE) for record in dataset.records], dtype=np.int64)
     return Folds(assignment, int(assignment.max()) + 1, paths_of(dataset))
 
 

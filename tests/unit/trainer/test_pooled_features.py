@@ -40,8 +40,8 @@ class Run:
     config: EmbedConfig
     record: EmbeddingRecord
     computed: bool
-    told: list[tuple[int, int]]
-    """Images decoded, of how many."""
+    told: list[tuple[str, int, int]]
+    """Files read or decoded, of how many."""
     cache: Path
 
     @property
@@ -60,9 +60,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         csv=folder / "classificacao.csv", dicom_root=folder / "archive", cache_dir=folder / "cache",
         arch=ARCH, weights="bundled", img_size=32, batch_size=5, threads=1, outdir=folder / "embeddings",
     )  # fmt: skip
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, int, int]] = []
     threads = torch.get_num_threads()
-    record, computed = embed(config, folder, progress=lambda done, total: told.append((done, total)))
+    record, computed = embed(config, folder, progress=lambda *call: told.append(call))
     torch.set_num_threads(threads)
     return Run(config, record, computed, told, folder / "cache")
 
@@ -121,7 +121,7 @@ def test_the_record_says_what_was_done(run: Run) -> None:
     assert command is not None
     given = command.make_context("embed", written["command"].split()[2:]).params
     assert checked(EmbedConfig, given) == run.config
-    assert run.told[-1] == (16, 16)
+    assert run.told[-1] == ("decoding", 16, 16)
 
 
 def test_the_same_again_computes_nothing(run: Run, make: Make) -> None:

@@ -20,6 +20,7 @@ import torch
 from trainer.batches import Batch, Images, batch_bounds, images_on
 from trainer.config import PreprocessingConfig
 from trainer.data.cache import open_dataset
+from trainer.data.decoding import Outcome
 from trainer.data.memory_images import MemoryWriter
 from trainer.data.phantom import make_phantom
 from trainer.data.records import Dataset
@@ -96,8 +97,8 @@ def in_memory_file(dataset: Dataset) -> Dataset:
     assert isinstance(dataset.images, np.ndarray)
     with MemoryWriter(dataset.images.shape[1]) as writer:
         for image in dataset.images:
-            writer.append(image)
-        return dataclasses.replace(dataset, images=writer.images())
+            writer.add(Outcome("pixels"), image)
+        return dataclasses.replace(dataset, images=writer.images(range(len(dataset.images))))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.config import PreprocessingConfig
+from trainer.config import PreprocessingConfig, SelectionConfig
 from trainer.data.cache import open_dataset
-from trainer.data.dicom import read_mammogram
+from trainer.data.image_file import read_mammogram
 from trainer.data.preprocess import preprocess
 from trainer.data.records import Code, Dataset
 from trainer.errors import DataError, InputError, OtherDataError
@@ -24,14 +24,25 @@ CONFIG = PreprocessingConfig(img_size=64)
 SCRIPT = """
 import sys
 from pathlib import Path
-from trainer.config import PreprocessingConfig
+from trainer.config import PreprocessingConfig, SelectionConfig
 from trainer.data.cache import open_dataset
 archive, cache = Path(sys.argv[1]), Path(sys.argv[2])
 data = open_dataset(archive / "classificacao.csv", archive / "archive", PreprocessingConfig(img_size=64), cache,
-                    progress=lambda done, total: print(done, total, flush=True))
+                    progress=lambda stage, done, total: print(stage, done, total, flush=True))
 assert not {"torch", "timm", "torchvision"} & set(sys.modules)
 print("hash", data.data_hash)
 """
+SLOW = """
+import time
+from trainer.data import building
+building._COMMIT_S = 0.0
+_add = building.Building.add
+def slow(self, outcome, image):
+    _add(self, outcome, image)
+    time.sleep(0.02)
+building.Building.add = slow
+"""
+"""So that a kill meets a build in the middle of it, with what was decoded on the disk."""
 
 
 @pytest.fixture
@@ -47,12 +58,12 @@ def opened(archive: Path, cache: Path, config: PreprocessingConfig = CONFIG, **a
 
 def test_a_data_set(phantom: Path, tmp_path: Path) -> None:
     """Every image is there, as preprocessed alone, with its label, patient, view and side."""
-    calls: list[tuple[int, int]] = []
-    data = opened(phantom, tmp_path, progress=lambda done, total: calls.append((done, total)))
+    calls: list[tuple[str, int, int]] = []
+    data = opened(phantom, tmp_path, progress=lambda *call: calls.append(call))
     with (phantom / "classificacao.csv").open() as file:
         label_of = {row["AccessionNumber"]: row["Classification"] for row in csv.DictReader(file)}
     assert data.images.shape == (64, 64, 64)
-    assert calls == [(done, 64) for done in range(1, 65)]
+    assert calls == [(stage, done, 64) for stage in ("reading", "decoding") for done in range(1, 65)]
     assert [record.path for record in data.records] == sorted(
         path.relative_to(phantom / "archive").as_posix() for path in phantom.rglob("*.dcm")
     )
@@ -65,14 +76,48 @@ def test_a_data_set(phantom: Path, tmp_path: Path) -> None:
 
 
 def test_second_opening_decodes_nothing(phantom: Path, tmp_path: Path) -> None:
-    """The second one gives the same and reports no progress, and writing to the array never reaches the file."""
+    """The second one gives the same without reading a file, and writing to the array never reaches the cache."""
     first = opened(phantom, tmp_path)
-    calls: list[int] = []
-    second = opened(phantom, tmp_path, progress=lambda done, _: calls.append(done))
+    settle(phantom)
+    opened(phantom, tmp_path)
+    calls: list[tuple[str, int, int]] = []
+    second = opened(phantom, tmp_path, progress=lambda *call: calls.append(call))
     assert not calls
     assert (first.records, first.data_hash, first.class_names) == (second.records, second.data_hash, second.class_names)
     second.images[:] = 0
     np.testing.assert_array_equal(opened(phantom, tmp_path).images, first.images)
+
+
+def settle(archive: Path) -> None:
+    """Wait until files that were just written count as unchanged."""
+    newest = max(path.stat().st_ctime for path in archive.rglob("*.dcm"))
+    time.sleep(max(0.0, newest + 2.1 - time.time()))
+
+
+def test_a_file_that_only_looks_unchanged(archive: Path, tmp_path: Path) -> None:
+    """Other bytes under the size and the time of the old ones are found: what is known of a file is a shortcut, no more."""
+    settle(archive)
+    before = opened(archive, tmp_path)
+    path = archive / "archive" / "0000001" / "L_CC.dcm"
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[-2000] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    calls: list[tuple[str, int, int]] = []
+    after = opened(archive, tmp_path, progress=lambda *call: calls.append(call))
+    assert after.data_hash != before.data_hash
+    assert [call for call in calls if call[0] == "reading"] == [("reading", 1, 1)]
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", b"\xff\x00\n", None])
+def test_damaged_knowledge_is_found_out_again(phantom: Path, tmp_path: Path, damage: bytes | None) -> None:
+    """What is known of files may be lost or damaged at any time."""
+    settle(phantom)
+    first = opened(phantom, tmp_path)
+    (known,) = tmp_path.glob("known-*.csv")
+    known.write_bytes(known.read_bytes()[:-7] if damage is None else damage)
+    assert opened(phantom, tmp_path).records == first.records
 
 
 def test_torch_takes_the_array_without_a_warning(phantom: Path, tmp_path: Path) -> None:
@@ -90,7 +135,8 @@ def test_what_is_in_the_folder(phantom: Path, tmp_path: Path) -> None:
     data = opened(phantom, tmp_path)
     folder = tmp_path / data.data_hash[:32]
     assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "images.npy", "index.csv", "report.csv"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, f"{folder.name}.lock"]
+    names = {path.name for path in tmp_path.iterdir() if not path.name.startswith("known-")}
+    assert names == {folder.name, f"{folder.name}.lock"}
     assert (folder / "images.npy").stat().st_size == 128 + 64 * 64 * 64
 
 
@@ -118,22 +164,41 @@ def test_two_processes_build_once(phantom: Path, tmp_path: Path) -> None:
     outputs = [process.communicate()[0].splitlines() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0][-1] == outputs[1][-1]
-    assert sorted(len(output) for output in outputs) == [1, 65]
+    decoded = [sum(line.startswith("decoding") for line in output) for output in outputs]
+    assert sorted(decoded) == [0, 64]
 
 
-def test_a_killed_builder_leaves_nothing_in_the_way(phantom: Path, tmp_path: Path) -> None:
-    """After a kill in the middle of decoding, the next process builds the cache and removes what was left."""
-    command = [sys.executable, "-c", SCRIPT, str(phantom), str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "1 64\n"
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert any("building" in path.name for path in tmp_path.iterdir())
-    data = opened(phantom, tmp_path)
-    assert len(data.records) == 64
-    assert not any("building" in path.name for path in tmp_path.iterdir())
+def test_a_killed_builder_loses_little(phantom: Path, tmp_path: Path) -> None:
+    """After kills in the middle of decoding the next process goes on where the last one was, to the same bytes."""
+    undisturbed = opened(phantom, tmp_path / "undisturbed")
+    command = [sys.executable, "-c", SLOW + SCRIPT, str(phantom), str(tmp_path / "killed")]
+    begun = []
+    for stop_at in (20, 45):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        decoding = (line for line in process.stdout if line.startswith("decoding"))
+        begun.append(next(decoding))
+        for line in decoding:
+            if line == f"decoding {stop_at} 64\n":
+                break
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    calls: list[tuple[str, int, int]] = []
+    data = opened(phantom, tmp_path / "killed", progress=lambda *call: calls.append(call))
+    decoded = [done for stage, done, _ in calls if stage == "decoding"]
+    assert begun[0] == "decoding 1 64\n"
+    assert int(begun[1].split()[1]) > 10
+    assert decoded == list(range(decoded[0], 65))
+    assert decoded[0] > 30
+    assert data.records == undisturbed.records
+    key = data.data_hash[:32]
+    for name in ("images.npy", "index.csv", "report.csv", "dataset.json"):
+        assert (tmp_path / "killed" / key / name).read_bytes() == (tmp_path / "undisturbed" / key / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "killed" / key).iterdir()) == [
+        "dataset.json", "images.npy", "index.csv", "report.csv",
+    ]  # fmt: skip
+    assert not list((tmp_path / "killed").glob("*.building"))
 
 
 def test_broken_files_are_listed_and_leave_no_hole(archive: Path, tmp_path: Path) -> None:
@@ -143,7 +208,7 @@ def test_broken_files_are_listed_and_leave_no_hole(archive: Path, tmp_path: Path
     data = (folder / "R_CC.dcm").read_bytes()
     (folder / "R_CC.dcm").write_bytes(data[: len(data) // 2])
     for _ in range(2):  # built, and opened again
-        dataset = opened(archive, tmp_path / "cache", max_rejected=0.05)
+        dataset = opened(archive, tmp_path / "cache", selection=SelectionConfig(max_rejected=0.05))
         assert len(dataset.records) == len(dataset.images) == 62
         assert dataset.images.any(axis=(1, 2)).all()
         codes = {rejection.path: rejection.code for rejection in dataset.rejections}
@@ -161,7 +226,7 @@ def test_too_many_broken_files(archive: Path, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(DataError, match=r"4 of 64 images are broken \(NOT_IMAGE 4\): more than max_rejected 0.05"):
             opened(archive, tmp_path / "cache")
-    data = opened(archive, tmp_path / "cache", max_rejected=0.07)
+    data = opened(archive, tmp_path / "cache", selection=SelectionConfig(max_rejected=0.07))
     assert data.rejected() == {"NOT_IMAGE": 4, "NO_LABEL": 1}
 
 
@@ -171,7 +236,7 @@ def test_a_class_that_vanishes(archive: Path, tmp_path: Path) -> None:
         gone = [row["AccessionNumber"] for row in csv.DictReader(file) if row["Classification"] == "4"]
     for accession in gone:
         shutil.rmtree(archive / "archive" / accession)
-    with pytest.raises(DataError, match=f"class '4' has {len(gone)} accession numbers and no usable image"):
+    with pytest.raises(DataError, match=f"class '4' has {len(gone)} labels and no usable image"):
         opened(archive, tmp_path / "cache")
 
 
@@ -179,7 +244,7 @@ def test_no_folder_fits_the_labels(archive: Path, tmp_path: Path) -> None:
     """Labels whose zeros a spreadsheet has eaten fit no folder, and that is said."""
     text = (archive / "classificacao.csv").read_text().replace("\n00000", "\n")
     (archive / "classificacao.csv").write_text(text)
-    with pytest.raises(DataError, match="named like an accession number"):
+    with pytest.raises(DataError, match="no file in it has a usable label"):
         opened(archive, tmp_path / "cache")
 
 
@@ -211,7 +276,7 @@ def test_a_full_disk(phantom: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "DataError" in done.stderr.splitlines()[-1]
     assert "cannot be kept there: File too large" in done.stderr.splitlines()[-1]
-    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+    assert [path.suffix for path in tmp_path.iterdir() if not path.name.startswith("known-")] == [".lock"]
 
 
 def test_a_damaged_cache(phantom: Path, tmp_path: Path) -> None:
@@ -236,12 +301,12 @@ def test_modes_that_keep_nothing_on_the_disk(archive: Path, tmp_path: Path, cach
         file.truncate(file.seek(0, os.SEEK_END) - 2000)
     (archive / "archive" / "unlabelled").mkdir()
     (archive / "archive" / "unlabelled" / "x").touch()
-    calls: list[tuple[int, int]] = []
-    arguments = {"cache_mode": cache_mode, "progress": lambda done, total: calls.append((done, total))}
+    calls: list[tuple[str, int, int]] = []
+    arguments = {"cache_mode": cache_mode, "progress": lambda *call: calls.append(call)}
     data = opened(archive, tmp_path / "nowhere", **arguments)
     assert not (tmp_path / "nowhere").exists()
     cached = opened(archive, tmp_path / "cache")
-    assert len(calls) == calls[-1][1] >= 62
+    assert sum(stage == "decoding" for stage, _, _ in calls) == calls[-1][2] >= 62
     assert (data.data_hash, data.records, data.class_names) == (cached.data_hash, cached.records, cached.class_names)
     assert data.rejections == cached.rejections
     assert data.images.shape == cached.images.shape == (62, 64, 64)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.data.division import holdout, make_folds
-from trainer.data.folds import from_csv, split_hash, to_csv
+from trainer.data.folds import SET_ASIDE, from_csv, split_hash, to_csv
 from trainer.data.records import Dataset, ImageRecord
 from trainer.errors import DataError
 
@@ -105,3 +105,53 @@ def test_holdout_needs_two_patients_of_each_class() -> None:
     """A class with one patient cannot be on both sides."""
     with pytest.raises(DataError, match="class '2' has 1 patients"):
         holdout(dataset((5, 1)), 0.2, 0)
+
+
+def published(*sides: str, patients_of_a_class: int = 6) -> Dataset:
+    """A data set of two classes whose patients go round the *sides* of a published split, two images each."""
+    data = dataset((patients_of_a_class, patients_of_a_class), images=2)
+    records = [
+        dataclasses.replace(record, split=sides[int(record.patient.partition("-")[2]) % len(sides)])
+        for record in data.records
+    ]
+    return dataclasses.replace(data, records=tuple(records))
+
+
+def test_a_published_split_decides_who_validates() -> None:
+    """Validation images validate and test images are on neither side; without validation images the test images validate."""
+    data = published("train", "validation", "test")
+    split = holdout(data, 0.5, 0)
+    assert {data.records[index].split for index in split.train} == {"train"}
+    assert {data.records[index].split for index in split.validation} == {"validation"}
+    assert len(split.train) == len(split.validation) == 8
+    data = published("train", "train", "test")
+    split = holdout(data, 0.5, 0)
+    assert {data.records[index].split for index in split.validation} == {"test"}
+    with pytest.raises(DataError, match="neither validation nor test"):
+        holdout(published("train"), 0.2, 0)
+
+
+def test_folds_leave_a_published_test_set_aside() -> None:
+    """Test images are on neither side of any fold, also after the way through the table; all others are in one fold."""
+    data = published("train", "validation", "test")
+    folds = make_folds(data, 2, 0)
+    folds = from_csv(to_csv(folds, data), data)
+    is_test = np.array([record.split == "test" for record in data.records])
+    assert (folds.assignment[is_test] == SET_ASIDE).all()
+    for fold in range(2):
+        split = folds.split(fold)
+        assert not is_test[split.train].any()
+        assert not is_test[split.validation].any()
+        assert len(split.train) + len(split.validation) == 16
+    assert folds.largest_training_side == max(len(folds.split(fold).train) for fold in range(2))
+
+
+def test_a_published_split_with_a_patient_on_both_sides() -> None:
+    """It is refused, by folds as by a single split."""
+    data = published("train", "test")
+    records = (dataclasses.replace(data.records[0], split="test"), *data.records[1:])
+    leaking = dataclasses.replace(data, records=records)
+    said = r"1 patients both among its (validation|test) images and elsewhere"
+    for divide in (lambda: holdout(leaking, 0.2, 0), lambda: make_folds(leaking, 2, 0)):
+        with pytest.raises(DataError, match=said):
+            divide()

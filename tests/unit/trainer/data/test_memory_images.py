@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainer.data.decoding import Outcome
 from trainer.data.memory_images import MemoryWriter
+from trainer.data.records import Code
 
 
 def test_the_array_outlives_its_writer_and_no_more() -> None:
@@ -14,8 +16,8 @@ def test_the_array_outlives_its_writer_and_no_more() -> None:
     expected = np.random.default_rng(0).integers(0, 256, (5, 7, 7)).astype(np.uint8)
     with MemoryWriter(7) as writer:
         for image in expected:
-            writer.append(image)
-        images = writer.images()
+            writer.add(Outcome("x"), image)
+        images = writer.images(range(5))
     assert isinstance(images, np.memmap)
     name = Path(str(images.filename))
     assert np.array_equal(images, expected)
@@ -28,6 +30,18 @@ def test_the_array_outlives_its_writer_and_no_more() -> None:
     del row
     gc.collect()
     assert not name.exists()
+
+
+def test_rows_that_are_not_used() -> None:
+    """Of images that turn out not to be used nothing is left, not even their bytes; files that were not decoded have none."""
+    expected = np.random.default_rng(0).integers(0, 256, (5, 7, 7)).astype(np.uint8)
+    with MemoryWriter(7) as writer:
+        for image in expected:
+            writer.add(Outcome(None, Code.UNDECODABLE, "broken"), None)
+            writer.add(Outcome("x"), image)
+        images = writer.images([0, 3, 4])
+    assert np.array_equal(images, expected[[0, 3, 4]])
+    assert Path(str(images.filename)).stat().st_size == 3 * 7 * 7
 
 
 def test_a_build_that_fails_keeps_nothing() -> None:

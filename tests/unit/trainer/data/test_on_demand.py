@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainer.config import PreprocessingConfig
-from trainer.data.dicom import read_mammogram
+from trainer.data.image_file import read_mammogram
 from trainer.data.on_demand import OnDemand
 from trainer.data.preprocess import preprocess
 from trainer.errors import DataError

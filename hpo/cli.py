@@ -190,12 +190,15 @@ def data() -> None:
 @click.pass_obj
 def data_check(everywhere: Everywhere, /, *, as_json: bool, preview: Path | None, **given: Any) -> int:
     """Say what would be used of an archive, and what not and why, before anything is trained."""
+    from hpo.signals import stop_on_signal
+
+    config = checked(CheckConfig, given)
+    stop = stop_on_signal()  # before a library starts threads of its own
     from hpo.tables import archive_tables, opening_progress
     from trainer.archive_check import check_archive
 
-    config = checked(CheckConfig, given)
     with opening_progress(_stderr()) as progress:
-        found = check_archive(config, everywhere.settings().outputs, preview=preview, progress=progress)
+        found = check_archive(config, everywhere.settings().outputs, preview=preview, stop=stop, progress=progress)
     if as_json:
         click.echo(found.report.model_dump_json(indent=2))
     else:

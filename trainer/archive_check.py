@@ -17,10 +17,11 @@ from trainer.data.cache import UnusableArchiveError, open_dataset
 from trainer.data.decoder_pool import DecoderPool
 from trainer.data.labels import read_labels
 from trainer.data.naming import Naming, choose_naming
-from trainer.data.progress import Progress
+from trainer.data.progress import Progress, stoppable
 from trainer.data.records import Dataset, ImageRecord, Rejection
 from trainer.data.report import write_report
 from trainer.errors import DataError
+from trainer.protocols import StopSignal
 
 REPORT = "data_report.csv"
 _SHOWN_OF_A_CLASS = 4
@@ -71,7 +72,12 @@ class Checked:
 
 
 def check_archive(
-    config: CheckConfig, outputs: Path, *, preview: Path | None = None, progress: Progress | None = None
+    config: CheckConfig,
+    outputs: Path,
+    *,
+    preview: Path | None = None,
+    stop: StopSignal | None = None,
+    progress: Progress | None = None,
 ) -> Checked:
     """
     Return what is in the archive; write `data_report.csv` to *outputs* and a contact sheet to *preview*.
@@ -79,13 +85,14 @@ def check_archive(
     Raises:
         InputError: the label file or the root is not what it must be.
         DataError: the decoded images cannot be kept.
+        StopRequestedError: asked to *stop*; what is decoded is kept.
     """
     labels = read_labels(config.csv, config.selection())
     naming = choose_naming(outputs, pseudonyms=config.pseudonyms)
     error: DataError | None = None
     dataset: Dataset | None
     try:
-        dataset = _open(config, outputs, naming, progress)
+        dataset = _open(config, outputs, naming, stoppable(progress, stop))
         rejections: Sequence[Rejection] = dataset.rejections
         if config.cv_folds is not None:
             error = _folds_error(dataset, config.cv_folds)
@@ -118,7 +125,7 @@ def check_archive(
     return Checked(report, error)
 
 
-def _open(config: CheckConfig, outputs: Path, naming: Naming, progress: Progress | None) -> Dataset:
+def _open(config: CheckConfig, outputs: Path, naming: Naming, progress: Progress) -> Dataset:
     """Return the decoded data set. Raises UnusableArchiveError."""
     return open_dataset(
         config.csv,

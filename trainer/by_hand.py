@@ -23,7 +23,7 @@ from trainer.data.division import holdout, make_folds
 from trainer.data.folds import Folds, Split, split_hash, to_csv
 from trainer.data.labels import read_labels
 from trainer.data.naming import choose_naming
-from trainer.data.progress import Progress
+from trainer.data.progress import Progress, stoppable
 from trainer.data.records import Dataset
 from trainer.data.report import summary, write_report
 from trainer.embeddings import Embeddings, read_embeddings
@@ -101,7 +101,7 @@ def train_density(
         outputs: The output folder, for what *config* leaves open.
         resume: The folder of a run that was begun with *config*, to be continued to the bit.
         stop: Whether somebody asked to stop.
-        progress: Told of images done and all images while they are decoded.
+        progress: Told of files done and all files while images are read and decoded.
 
     Raises:
         InputError: Wrong input, a folder that is not empty, or a run that cannot be continued here.
@@ -110,7 +110,7 @@ def train_density(
     """
     begun = None if resume is None else read_run(resume)
     device, embeddings = _check_before_decoding(config, begun, resume)
-    dataset = _open(config, outputs, begun, progress)
+    dataset = _open(config, outputs, begun, stoppable(progress, stop))
     if embeddings is not None:
         dataset = embeddings.attach(dataset)
     division = _divide(config, dataset)
@@ -171,7 +171,7 @@ def _check_places(config: RunConfig) -> None:
     _check_empty(config)
 
 
-def _open(config: RunConfig, outputs: Path, begun: Run | None, progress: Progress | None) -> Dataset:
+def _open(config: RunConfig, outputs: Path, begun: Run | None, progress: Progress) -> Dataset:
     """Return the decoded data set; that of a run that was *begun* must be the same, and is not decoded else."""
     try:
         return open_dataset(

@@ -19,7 +19,7 @@ from trainer.cli import command_line
 from trainer.config import EmbedConfig, LoadingConfig
 from trainer.data.cache import open_dataset
 from trainer.data.naming import choose_naming
-from trainer.data.progress import Progress
+from trainer.data.progress import Progress, stoppable
 from trainer.data.records import Dataset
 from trainer.data.report import summary
 from trainer.embeddings import (
@@ -79,7 +79,7 @@ def embed(
     resolution = _resolution(config, device)
     enforce(resolution)
     network = build_network(config.train_config(), _N_CLASSES, _SEED).eval()  # before hours of decoding, not after
-    dataset = _open(config, outputs, progress)
+    dataset = _open(config, outputs, stoppable(progress, stop))
     origin = _origin(config, network, dataset)
     config.outdir.mkdir(parents=True, exist_ok=True)
     with alone_in(config.outdir):
@@ -131,7 +131,7 @@ def _resolution(config: EmbedConfig, device: torch.device) -> Resolution:
     )
 
 
-def _open(config: EmbedConfig, outputs: Path, progress: Progress | None) -> Dataset:
+def _open(config: EmbedConfig, outputs: Path, progress: Progress) -> Dataset:
     """Return the decoded data set."""
     dataset = open_dataset(
         config.csv,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import threading
@@ -282,3 +283,31 @@ def test_every_field_goes_through_the_command_line_and_back(given: Callable[...,
     assert parsed(shlex.join(["mammography", "train-density", *to_flags(config)])) == config
     assert len(values) > 25
     assert flag("embeddings_dir") == "--embeddings-dir"
+
+
+def test_a_published_split_trains_and_validates_as_published(archive: Path, tmp_path: Path) -> None:
+    """By hand, the label file's own validation images validate; folds leave its test images out, and all files agree."""
+    with (archive / "classificacao.csv").open() as file:
+        grade_of = {row["AccessionNumber"]: row["Classification"] for row in csv.DictReader(file)}
+    sides = ("training", "training", "validation", "test")
+    of_grade = {grade: sorted(name for name in grade_of if grade_of[name] == grade) for grade in "1234"}
+    side_of = {name: sides[place % 4] for names in of_grade.values() for place, name in enumerate(names)}
+    table = "".join(
+        f"{path.relative_to(archive / 'archive').as_posix()},{grade_of[path.parent.name]},{side_of[path.parent.name]}\n"
+        for path in sorted(archive.rglob("*.dcm"))
+        if grade_of[path.parent.name] in "23"
+    )
+    (tmp_path / "table.csv").write_text("image,label,split\n" + table)
+    flags = {"csv": tmp_path / "table.csv", "dicom_root": archive / "archive", "outdir": tmp_path, **TINY, "epochs": 1}
+
+    def images(path: Path) -> set[str]:
+        with path.open() as file:
+            return {side_of[row["image"].partition("/")[0]] for row in csv.DictReader(file)}
+
+    folder, summary = train_density(run_config({**flags, "published_split": True}), tmp_path / "outputs")
+    assert images(folder / "val_predictions.csv") == {"validation"}
+    assert summary.train_samples == 4 * sum(side_of[name] == "training" for grade in "23" for name in of_grade[grade])
+    folds = {**flags, "published_split": True, "cv_folds": 2, "cv_outdir": tmp_path / "cv"}
+    folder, _ = train_density(run_config(folds), tmp_path / "outputs")
+    assert images(folder / "oof_predictions.csv") == {"training", "validation"}
+    assert images(folder / "folds.csv") == set(sides)

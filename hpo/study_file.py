@@ -12,7 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from hpo.errors import StudyFileError
 from hpo.search_space import AnyDimension, CategoricalDimension, SearchSpace
-from trainer.config import NO_WEIGHTS_FILES, SelectionConfig, Strict, TrainConfig, one_line, selection_of
+from trainer.config import NO_WEIGHTS_FILES, SelectionConfig, Strict, TrainConfig, one_line
 
 _PATHS = {"data": ("csv", "dicom_root"), "train": ("embeddings_dir", "weights")}
 """Keys of each section whose values are paths, relative to the study file."""
@@ -27,10 +27,6 @@ class DataSection(SelectionConfig):
     """Folder of the images, relative to the study file."""
     embeddings: dict[str, str] = Field(default_factory=dict)
     """sha256 of the vectors in each `embeddings_dir` of the study; filled in when it is created."""
-
-    def selection(self) -> SelectionConfig:
-        """Return what is taken of the archive."""
-        return selection_of(self)
 
 
 class CrossValidationSection(Strict):

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from trainer.config import CheckConfig, Strict
 from trainer.contact_sheet import Shown, draw_contact_sheet
 from trainer.data.archive import find_candidates
-from trainer.data.cache import UnusableArchiveError, open_dataset
+from trainer.data.cache import UnusableArchiveError
 from trainer.data.decoder_pool import DecoderPool
 from trainer.data.labels import read_labels
 from trainer.data.naming import Naming, choose_naming
-from trainer.data.progress import Progress, stoppable
+from trainer.data.progress import Progress
 from trainer.data.records import Dataset, ImageRecord, Rejection
 from trainer.data.report import write_report
 from trainer.errors import DataError
+from trainer.opening import open_archive
 from trainer.protocols import StopSignal
 
 REPORT = "data_report.csv"
@@ -88,11 +89,13 @@ def check_archive(
         StopRequestedError: asked to *stop*; what is decoded is kept.
     """
     labels = read_labels(config.csv, config.selection())
-    naming = choose_naming(outputs, pseudonyms=config.pseudonyms)
     error: DataError | None = None
     dataset: Dataset | None
     try:
-        dataset = _open(config, outputs, naming, stoppable(progress, stop))
+        dataset = open_archive(
+            config, config.preprocessing(), outputs,
+            cache_mode=config.cache_mode, stop=stop, progress=progress, despite_broken=True,
+        )  # fmt: skip
         rejections: Sequence[Rejection] = dataset.rejections
         if config.cv_folds is not None:
             error = _folds_error(dataset, config.cv_folds)
@@ -101,7 +104,7 @@ def check_archive(
     outputs.mkdir(parents=True, exist_ok=True)
     write_report(outputs / REPORT, rejections)
     if preview is not None and dataset is not None:
-        _draw(config, dataset, naming, preview)
+        _draw(config, dataset, choose_naming(outputs, pseudonyms=config.pseudonyms), preview)
     records = () if dataset is None else dataset.records
     report = ArchiveReport(
         usable=error is None,
@@ -123,21 +126,6 @@ def check_archive(
         preview=preview if dataset is not None else None,
     )
     return Checked(report, error)
-
-
-def _open(config: CheckConfig, outputs: Path, naming: Naming, progress: Progress) -> Dataset:
-    """Return the decoded data set. Raises UnusableArchiveError."""
-    return open_dataset(
-        config.csv,
-        config.dicom_root,
-        config.preprocessing(),
-        config.cache_dir or outputs / "cache",
-        selection=config.selection(),
-        naming=naming,
-        cache_mode=config.cache_mode,
-        progress=progress,
-        despite_broken=True,
-    )
 
 
 def _folds_error(dataset: Dataset, n_folds: int) -> DataError | None:

@@ -18,12 +18,10 @@ from trainer.batches import batch_bounds
 from trainer.cli import command_line, flag
 from trainer.config import RunConfig
 from trainer.cross_validation import cross_validate
-from trainer.data.cache import open_dataset
 from trainer.data.division import holdout, make_folds
 from trainer.data.folds import Folds, Split, split_hash, to_csv
 from trainer.data.labels import read_labels
-from trainer.data.naming import choose_naming
-from trainer.data.progress import Progress, stoppable
+from trainer.data.progress import Progress
 from trainer.data.records import Dataset
 from trainer.data.report import summary, write_report
 from trainer.embeddings import Embeddings, read_embeddings
@@ -33,6 +31,7 @@ from trainer.fit import fit
 from trainer.loading import free_for_training, settle_loading
 from trainer.memory import choose_batch_size
 from trainer.model import build_network
+from trainer.opening import open_archive
 from trainer.protocols import StopSignal
 from trainer.provenance import commit, versions
 from trainer.records import EpochRecord, FoldResult
@@ -110,7 +109,7 @@ def train_density(
     """
     begun = None if resume is None else read_run(resume)
     device, embeddings = _check_before_decoding(config, begun, resume)
-    dataset = _open(config, outputs, begun, stoppable(progress, stop))
+    dataset = _open(config, outputs, begun, stop, progress)
     if embeddings is not None:
         dataset = embeddings.attach(dataset)
     division = _divide(config, dataset)
@@ -171,18 +170,18 @@ def _check_places(config: RunConfig) -> None:
     _check_empty(config)
 
 
-def _open(config: RunConfig, outputs: Path, begun: Run | None, progress: Progress) -> Dataset:
+def _open(
+    config: RunConfig, outputs: Path, begun: Run | None, stop: StopSignal | None, progress: Progress | None
+) -> Dataset:
     """Return the decoded data set; that of a run that was *begun* must be the same, and is not decoded else."""
     try:
-        return open_dataset(
-            config.csv,
-            config.dicom_root,
+        return open_archive(
+            config,
             config.preprocessing(),
-            config.cache_dir or outputs / "cache",
-            selection=config.selection(),
-            naming=choose_naming(outputs, pseudonyms=config.pseudonyms),
+            outputs,
             cache_mode=config.cache_mode,
             expected_hash=None if begun is None else begun.data_hash,
+            stop=stop,
             progress=progress,
         )
     except OtherDataError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -47,6 +47,14 @@ class Strict(BaseModel):
             if name not in cls.model_fields:
                 raise ValueError(f"unknown name {name!r}{nearest(str(name), list(cls.model_fields))}")
         return data
+
+
+Part = TypeVar("Part", bound=Strict)
+
+
+def part_of(config: Strict, kind: type[Part]) -> Part:
+    """Return the fields of *config* that those of *kind* are, as one of these."""
+    return kind.model_validate({name: getattr(config, name) for name in kind.model_fields})
 
 
 def _class_weights(value: Any) -> Any:
@@ -112,10 +120,9 @@ class SelectionConfig(Strict):
     pseudonyms: bool = False
     """Replace patients, accession numbers and paths by keyed hashes in every file; the key stays in the output folder."""
 
-
-def selection_of(config: SelectionConfig) -> SelectionConfig:
-    """Return the part of a larger *config* that says how the label file is read and which images are used."""
-    return SelectionConfig.model_validate({name: getattr(config, name) for name in SelectionConfig.model_fields})
+    def selection(self) -> SelectionConfig:
+        """Return this part of a larger configuration."""
+        return part_of(self, SelectionConfig)
 
 
 class PreprocessingConfig(Strict):
@@ -141,6 +148,10 @@ class PreprocessingConfig(Strict):
     """Keep the ratio of height and width, and fill the square with black; else the image is stretched to the square."""
     pad: Literal["right", "both"] = "right"
     """Which sides of an image that is higher than wide are filled up: with right the chest wall stays at the edge."""
+
+    def preprocessing(self) -> PreprocessingConfig:
+        """Return this part of a larger configuration."""
+        return part_of(self, PreprocessingConfig)
 
 
 NO_WEIGHTS_FILES = frozenset({"imagenet", "bundled", "none"})
@@ -301,12 +312,6 @@ class TrainConfig(
 ):
     """What a trial is. With the data, the folds and the seeds it determines the result."""
 
-    def preprocessing(self) -> PreprocessingConfig:
-        """Return the part of this configuration that decides what the decoded images are."""
-        return PreprocessingConfig.model_validate(
-            {name: getattr(self, name) for name in PreprocessingConfig.model_fields}
-        )
-
 
 CHANGES_NO_NUMBER = frozenset({*LoadingConfig.model_fields, *FilesConfig.model_fields})
 """Fields of a trial that may differ between its attempts and cannot be searched over."""
@@ -327,10 +332,6 @@ class ArchiveConfig(SelectionConfig, DataPlaces):
     cache_dir: Path | None = None
     """Where decoded data sets are kept; when absent, `cache` in the output folder."""
 
-    def selection(self) -> SelectionConfig:
-        """Return the part that says how the label file is read and which images are used."""
-        return selection_of(self)
-
 
 class ByHandConfig(ArchiveConfig):
     """A command by hand that computes something."""
@@ -348,12 +349,6 @@ class CheckConfig(PreprocessingConfig, ArchiveConfig):
     """Where decoded images are kept; with disk a run with the same settings finds them."""
     cv_folds: int | None = Field(None, ge=2)
     """Also see whether so many folds can be made of it."""
-
-    def preprocessing(self) -> PreprocessingConfig:
-        """Return the part that decides what the decoded images are."""
-        return PreprocessingConfig.model_validate(
-            {name: getattr(self, name) for name in PreprocessingConfig.model_fields}
-        )
 
 
 class RunConfig(TrainConfig, ByHandConfig):
@@ -389,7 +384,7 @@ class RunConfig(TrainConfig, ByHandConfig):
 
     def train_config(self) -> TrainConfig:
         """Return what is trained, without places."""
-        return TrainConfig.model_validate({name: getattr(self, name) for name in TrainConfig.model_fields})
+        return part_of(self, TrainConfig)
 
 
 class EmbedConfig(BackboneConfig, PreprocessingConfig, ByHandConfig):

@@ -17,9 +17,7 @@ from torch import Tensor
 from trainer.batches import batch_bounds
 from trainer.cli import command_line
 from trainer.config import EmbedConfig, LoadingConfig
-from trainer.data.cache import open_dataset
-from trainer.data.naming import choose_naming
-from trainer.data.progress import Progress, stoppable
+from trainer.data.progress import Progress
 from trainer.data.records import Dataset
 from trainer.data.report import summary
 from trainer.embeddings import (
@@ -38,6 +36,7 @@ from trainer.errors import InputError, OutOfMemoryError, StopRequestedError
 from trainer.loading import settle_loading
 from trainer.loop import Forward, predict
 from trainer.model import Network, build_network, head_names
+from trainer.opening import open_archive
 from trainer.precision import build_precision
 from trainer.protocols import StopSignal
 from trainer.provenance import commit, versions
@@ -79,7 +78,8 @@ def embed(
     resolution = _resolution(config, device)
     enforce(resolution)
     network = build_network(config.train_config(), _N_CLASSES, _SEED).eval()  # before hours of decoding, not after
-    dataset = _open(config, outputs, stoppable(progress, stop))
+    dataset = open_archive(config, config.preprocessing(), outputs, stop=stop, progress=progress)
+    logger.info("%s", summary(dataset), extra={"action": "data_opened"})
     origin = _origin(config, network, dataset)
     config.outdir.mkdir(parents=True, exist_ok=True)
     with alone_in(config.outdir):
@@ -131,21 +131,6 @@ def _resolution(config: EmbedConfig, device: torch.device) -> Resolution:
     )
 
 
-def _open(config: EmbedConfig, outputs: Path, progress: Progress) -> Dataset:
-    """Return the decoded data set."""
-    dataset = open_dataset(
-        config.csv,
-        config.dicom_root,
-        config.train_config().preprocessing(),
-        config.cache_dir or outputs / "cache",
-        selection=config.selection(),
-        naming=choose_naming(outputs, pseudonyms=config.pseudonyms),
-        progress=progress,
-    )
-    logger.info("%s", summary(dataset), extra={"action": "data_opened"})
-    return dataset
-
-
 def _origin(config: EmbedConfig, network: Network, dataset: Dataset) -> Origin:
     """Return what the vectors of *dataset* by *network*, on the processor, are of."""
     head = head_names(network.model)
@@ -157,7 +142,7 @@ def _origin(config: EmbedConfig, network: Network, dataset: Dataset) -> Origin:
     return Origin(
         arch=config.arch,
         backbone_sha256=digest.hexdigest(),
-        preprocessing=config.train_config().preprocessing(),
+        preprocessing=config.preprocessing(),
         data_hash=dataset.data_hash,
     )
 

@@ -6,6 +6,7 @@ import csv
 import json
 import shlex
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from trainer.cli import checked, config_options, flag, run_config, to_flags
 from trainer.config import RunConfig
 from trainer.data.phantom import make_phantom
 from trainer.errors import InputError, StopRequestedError
+from trainer.opening import open_archive
 from trainer.run_record import alone_in, read_run, resumed_config
 from trainer.summary import Summary
 
@@ -227,11 +229,16 @@ def test_a_resumed_run_has_the_files_that_are_asked_for_now(
 
 
 def test_a_stop_says_how_to_go_on(given: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """In the one line that ends the run, and that is enough to finish it."""
-    stop = threading.Event()
+    """In the one line that ends the run, and that is enough to finish it; before there is a run, the same command does."""
+    config, stop = run_config(given(outdir=tmp_path / "my runs")), threading.Event()
     stop.set()
+    with pytest.raises(StopRequestedError, match="the same command goes on from there"):
+        train_density(config, tmp_path / "outputs", stop=stop)
+    assert not (tmp_path / "my runs").exists()
+    time.sleep(max(0.0, config.csv.stat().st_ctime + 2.1 - time.time()))  # files this old are known from now on
+    open_archive(config, config.preprocessing(), tmp_path / "outputs", stop=None, progress=None)
     with pytest.raises(StopRequestedError, match="go on with: mammography train-density --resume") as caught:
-        train_density(run_config(given(outdir=tmp_path / "my runs")), tmp_path / "outputs", stop=stop)
+        train_density(config, tmp_path / "outputs", stop=stop)
     folder = Path(shlex.split(str(caught.value))[-1])
     assert folder.parent == tmp_path / "my runs"
     _, summary = train_density(resumed_config(folder, {}), tmp_path / "outputs", resume=folder)

@@ -1,5 +1,5 @@
 """
-A process that reads files for another one: `python -m trainer.data.decoder PREPROCESSING`.
+A process that reads files for another one: `python -m trainer.data.decoder PREPROCESSING KEPT_BYTES`.
 
 It writes an empty `Reply` when it is ready, then takes one `Request` a line on standard input and answers with one `Reply`
 a line on standard output, an accepted image's bytes behind it. A process of its own, and not a child of multiprocessing,
@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from trainer import heap
 from trainer.config import PreprocessingConfig, Strict
 from trainer.data.image_file import read_header, read_mammogram
 from trainer.data.mammogram import Header, RejectedError
@@ -86,15 +87,20 @@ def show(path: Path, config: PreprocessingConfig) -> tuple[Reply, NDArray[np.uin
         return Reply(code=rejected.code, reason=rejected.reason), None
 
 
-def serve(requests: BinaryIO, replies: BinaryIO, config: PreprocessingConfig) -> None:
-    """Answer *requests* until there are no more."""
+def serve(requests: BinaryIO, replies: BinaryIO, config: PreprocessingConfig, kept_bytes: int) -> None:
+    """Answer *requests* until there are no more, and keep at most *kept_bytes* of memory between them."""
+    process = psutil.Process()
     _write(replies, Reply())
     for line in requests:
         request = Request.model_validate_json(line)
         if request.task == "inspect":
             _write(replies, inspect(request.path))
         else:
-            _write(replies, *(decode if request.task == "decode" else show)(request.path, config))
+            answer = (decode if request.task == "decode" else show)(request.path, config)
+            memory = process.memory_info()
+            if memory.rss - memory.shared > kept_bytes:
+                heap.give_back()
+            _write(replies, *answer)
 
 
 def _write(replies: BinaryIO, reply: Reply, image: NDArray[np.uint8] | None = None) -> None:
@@ -113,7 +119,7 @@ def _main() -> None:
     # Decoders written in C print; what they print must not land between the replies.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin.buffer, replies, PreprocessingConfig.model_validate_json(sys.argv[1]))
+    serve(sys.stdin.buffer, replies, PreprocessingConfig.model_validate_json(sys.argv[1]), int(sys.argv[2]))
 
 
 if __name__ == "__main__":

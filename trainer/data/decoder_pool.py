@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from trainer.config import PreprocessingConfig
 from trainer.data.decoder import Reply, Request, Task
+from trainer.data.mammogram import MAX_PIXELS
 from trainer.data.records import Code
 from trainer.errors import TrainerError
 
@@ -31,10 +32,13 @@ TIMEOUT_S = 120.0
 MEMORY_BYTES = 12 * 2**27
 """Of all decoders together: with the process that they decode for they stay below 2 GiB."""
 _BASE_BYTES = 48 * 2**20
-"""Of a decoder at rest."""
-_BYTES_A_PIXEL = 12
-"""That a decoder needs at most beyond that, by measurement of every encoding (PNG needs most)."""
+"""Of a decoder that has not decoded anything."""
+_BYTES_A_PIXEL = 13
+"""That a decoder needs at most beyond that, by measurement of every encoding (JPEG 2000 needs most)."""
 _USUAL_PIXELS = 3328 * 2560
+_USUAL_BYTES = _BASE_BYTES + _BYTES_A_PIXEL * _USUAL_PIXELS
+"""What a decoder keeps between two images, if there is room: to have it again, zeroed, takes up to a third of an image's time."""
+_NEVER = 2**30
 _FILES_A_DECODER = 8
 """Starting a process costs as much as reading about this many headers."""
 _PACKAGE_ROOT = str(Path(__file__).parents[2])
@@ -49,9 +53,12 @@ class _DecoderDiedError(Exception):
 class Decoder:
     """One decoder process, started when it is first asked, and again after it died."""
 
-    def __init__(self, config: PreprocessingConfig, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, config: PreprocessingConfig, timeout_s: float = TIMEOUT_S, kept_bytes: int = _USUAL_BYTES
+    ) -> None:
         self._config = config
         self._timeout_s = timeout_s
+        self._kept_bytes = kept_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = bytearray()
 
@@ -83,10 +90,19 @@ class Decoder:
         with tempfile.TemporaryFile() as complaints:
             process = subprocess.Popen(
                 # -P and the path: this very package, whatever lies in the working directory.
-                [sys.executable, "-P", "-m", "trainer.data.decoder", self._config.model_dump_json()],
+                [
+                    *(sys.executable, "-P", "-m", "trainer.data.decoder"),
+                    *(self._config.model_dump_json(), str(self._kept_bytes)),
+                ],
                 env=os.environ
-                # One thread a decoder; those that numpy's library keeps ready would each have memory of their own.
-                | {"PYTHONPATH": os.pathsep.join(path for path in search if path), "OPENBLAS_NUM_THREADS": "1"},
+                | {
+                    "PYTHONPATH": os.pathsep.join(path for path in search if path),
+                    # One thread a decoder; those that numpy's library keeps ready would each have memory of their own.
+                    "OPENBLAS_NUM_THREADS": "1",
+                    # glibc's: the next image finds the memory of the last one.
+                    "MALLOC_MMAP_THRESHOLD_": str(_NEVER),
+                    "MALLOC_TRIM_THRESHOLD_": str(_NEVER),
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
@@ -169,10 +185,12 @@ class DecoderPool:
     """As many decoders as cores, or fewer for few files or little memory."""
 
     def __init__(self, config: PreprocessingConfig, files: int) -> None:
-        fit = MEMORY_BYTES // (_BASE_BYTES + _BYTES_A_PIXEL * _USUAL_PIXELS)
+        fit = MEMORY_BYTES // _USUAL_BYTES
         size = min(len(os.sched_getaffinity(0)), 1 + files // _FILES_A_DECODER, fit)
-        self._decoders = [Decoder(config) for _ in range(size)]
-        self._memory = _Memory(MEMORY_BYTES - size * _BASE_BYTES)
+        # So that there is room for the largest image when all have kept what they may.
+        self._kept_bytes = min(_USUAL_BYTES, (MEMORY_BYTES - _BYTES_A_PIXEL * MAX_PIXELS) // size)
+        self._decoders = [Decoder(config, kept_bytes=self._kept_bytes) for _ in range(size)]
+        self._memory = _Memory(MEMORY_BYTES - size * self._kept_bytes)
         self._idle: SimpleQueue[Decoder] = SimpleQueue()
         for decoder in self._decoders:
             self._idle.put(decoder)
@@ -207,7 +225,7 @@ class DecoderPool:
             yield under_way.popleft().result()
 
     def _ask(self, request: Request, pixels: int) -> Answer:
-        with self._memory.share(_BYTES_A_PIXEL * pixels):
+        with self._memory.share(max(0, _BASE_BYTES + _BYTES_A_PIXEL * pixels - self._kept_bytes)):
             decoder = self._idle.get()
             try:
                 return decoder.ask(request)

@@ -14,7 +14,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,70 +29,19 @@ from pydicom.filereader import read_dataset
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 from pydicom.uid import (
-    UID,
-    BreastProjectionXRayImageStorageForPresentation,
-    BreastProjectionXRayImageStorageForProcessing,
-    BreastTomosynthesisImageStorage,
-    ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
-    DigitalMammographyXRayImageStorageForPresentation,
-    DigitalMammographyXRayImageStorageForProcessing,
-    DigitalXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForProcessing,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
-    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     RLELossless,
-    SecondaryCaptureImageStorage,
 )
 
 from trainer.data.codestream import check_complete, check_single, check_size
+from trainer.data.dicom_header import check_usable, is_for_processing, patient_id, photometric
 from trainer.data.mammogram import MAX_PIXELS, Header, Mammogram, RejectedError, said_by
 from trainer.data.records import Code
 from trainer.data.stored_values import brightness_table, padding_table
-from trainer.data.views import described_by, laterality_of, special_view_of, view_of
-
-_MAMMOGRAPHY_CLASSES = {
-    DigitalMammographyXRayImageStorageForPresentation,
-    DigitalMammographyXRayImageStorageForProcessing,
-    BreastTomosynthesisImageStorage,
-    BreastProjectionXRayImageStorageForPresentation,
-    BreastProjectionXRayImageStorageForProcessing,
-}
-_PROJECTION_CLASSES = {
-    SecondaryCaptureImageStorage,
-    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
-    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
-    ComputedRadiographyImageStorage,
-    DigitalXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForProcessing,
-}
-_TOMOSYNTHESIS_CLASSES = {
-    BreastTomosynthesisImageStorage,
-    BreastProjectionXRayImageStorageForPresentation,
-    BreastProjectionXRayImageStorageForProcessing,
-}
-_FOR_PROCESSING_CLASSES = {
-    DigitalMammographyXRayImageStorageForProcessing,
-    DigitalXRayImageStorageForProcessing,
-}
-_MAMMOGRAPHY_MODALITIES = {"", "MG", "RG"}  # none at all in RSNA's files, RG in test images
-_PROJECTION_MODALITIES = {"CR", "DX", "OT", "SC"}  # mammograms only if something else says so
-_OTHER_MODALITIES = {"CT", "ES", "KO", "MR", "NM", "PR", "PT", "RF", "SM", "SR", "US", "XA"}
-"""Those that are named when they are refused; what else may stand there is a stranger's text."""
-_OTHER_PHOTOMETRICS = {"HSV", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
-_BREAST = {"BREAST", "BREASTS", "MAMA", "MAMAS", "MAMMA", "MAMMO", "MAMMOGRAM", "MAMMOGRAPHY"}
-_VIEWS_OF_OTHER_PARTS = {"ML", "LM"}
-"""Views that a knee has too."""
-_WORDS_OF_DOCUMENTS = {"DOSE", "REPORT", "SCREENSHOT", "SCREENSAVE", "SCREEN"}
-_NOBODY = {
-    "ANON", "ANONYM", "ANONYMOUS", "ANONYMIZED", "ANONYMISED", "DEIDENTIFIED", "DE-IDENTIFIED", "REMOVED", "UNKNOWN", "NONE",
-    "NULL", "NA", "N/A",
-}  # fmt: skip
-"""What anonymisers write in the place of every PatientID, beside rows of zeros or of signs."""
-_SIGNS_OF_NOBODY = frozenset("0X-_.*# ")
+from trainer.data.views import laterality_of, special_view_of, view_of
 
 # The bytes are a stranger's: pydicom lets out whatever its parsing and its decoders meet in them.
 _FOREIGN_BYTES_ERRORS = (
@@ -132,14 +81,14 @@ def read_header(path: Path) -> Header:
     with _quiet():
         try:
             dataset = _parse(path, stop_before_pixels=True)
-            _check_usable(dataset)
+            check_usable(dataset)
             return Header(
                 pixels=int(dataset.Rows) * int(dataset.Columns),
-                patient_id=_patient_id(dataset),
+                patient_id=patient_id(dataset),
                 view=view_of(dataset),
                 special=special_view_of(dataset),
                 laterality=laterality_of(dataset),
-                for_processing=_is_for_processing(dataset),
+                for_processing=is_for_processing(dataset),
             )
         except _FOREIGN_BYTES_ERRORS as error:
             raise RejectedError(Code.UNDECODABLE, f"header: {said_by(error)}") from error
@@ -155,14 +104,14 @@ def read_mammogram(path: Path, *, apply_window: bool) -> Mammogram:
     with _quiet():
         try:
             dataset = _parse(path, stop_before_pixels=False)
-            _check_usable(dataset)
+            check_usable(dataset)
             _check_pixel_data(dataset, path)
             pixels = _decode(dataset)
             return Mammogram(
                 stored=pixels.view(f"u{pixels.dtype.itemsize}"),
                 brightness=brightness_table(dataset, pixels.dtype, apply_window=apply_window),
                 padding=padding_table(dataset, pixels.dtype),
-                is_inverse=_photometric(dataset) == "MONOCHROME1",
+                is_inverse=photometric(dataset) == "MONOCHROME1",
             )
         except _FOREIGN_BYTES_ERRORS as error:
             raise RejectedError(Code.UNDECODABLE, said_by(error)) from error
@@ -223,57 +172,6 @@ def _is_behind_file_meta(tag: BaseTag, _vr: str | None, _length: int) -> bool:
     return tag.group != 2  # noqa: PLR2004  the group of file meta
 
 
-def _check_usable(dataset: DicomDataset) -> None:
-    """Reject what is no single grey mammogram of a credible size."""
-    _check_mammography(dataset)
-    sop_class = _sop_class(dataset)
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames > 1 or sop_class in _TOMOSYNTHESIS_CLASSES:
-        raise RejectedError(Code.MULTIFRAME, f"{frames} frames" if frames > 1 else "a frame of tomosynthesis")
-    if "Rows" not in dataset or "Columns" not in dataset:
-        raise RejectedError(Code.NOT_IMAGE, "no rows and columns")
-    photometric = _photometric(dataset)
-    if not photometric:  # the file may end before it
-        raise RejectedError(Code.NOT_IMAGE, "no photometric interpretation")
-    if int(dataset.get("SamplesPerPixel") or 1) != 1 or photometric not in {"MONOCHROME1", "MONOCHROME2"}:
-        raise RejectedError(
-            Code.NOT_MAMMOGRAPHY,
-            f"photometric interpretation {_shown(photometric, _OTHER_PHOTOMETRICS)}, expected grey",
-        )
-    if int(dataset.BitsAllocated) not in {8, 16}:
-        raise RejectedError(Code.UNDECODABLE, f"{int(dataset.BitsAllocated)} bits allocated, expected 8 or 16")
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    if rows * columns > MAX_PIXELS:
-        raise RejectedError(Code.TOO_LARGE, f"{rows} x {columns} pixels")
-    if rows * columns == 0:
-        raise RejectedError(Code.NOT_IMAGE, f"{rows} x {columns} pixels")
-
-
-def _check_mammography(dataset: DicomDataset) -> None:
-    """Reject what is no projection of a breast. No tag alone decides: each is missing or odd in some archive."""
-    modality, sop_class = _text(dataset, "Modality").upper(), UID(_sop_class(dataset))
-    is_private = bool(sop_class) and sop_class.is_private  # a vendor's own: the rest of the header has to tell
-    if sop_class and not is_private and sop_class not in _MAMMOGRAPHY_CLASSES | _PROJECTION_CLASSES:
-        raise RejectedError(Code.NOT_MAMMOGRAPHY, f"SOP class {sop_class.name if sop_class.type else 'unknown'}")
-    if modality not in _MAMMOGRAPHY_MODALITIES | _PROJECTION_MODALITIES:
-        raise RejectedError(Code.NOT_MAMMOGRAPHY, f"modality {_shown(modality, _OTHER_MODALITIES)}")
-    view = view_of(dataset)
-    words = described_by(dataset, ("SeriesDescription", "ImageType", "ProtocolName"))
-    if sop_class not in _MAMMOGRAPHY_CLASSES and view is None and words & _WORDS_OF_DOCUMENTS:
-        raise RejectedError(Code.NOT_MAMMOGRAPHY, "a picture of a document, such as a dose report")
-    body_part = described_by(dataset, ("BodyPartExamined",))
-    if "SPECIMEN" in words | body_part:
-        raise RejectedError(Code.NOT_MAMMOGRAPHY, "a specimen")
-    if modality == "MG" or sop_class in _MAMMOGRAPHY_CLASSES:
-        return
-    if body_part:
-        of_breast = bool(body_part & _BREAST) or (view is not None and view not in _VIEWS_OF_OTHER_PARTS)
-    else:
-        of_breast = view is not None or not (modality in _PROJECTION_MODALITIES or is_private)
-    if not of_breast:
-        raise RejectedError(Code.NOT_MAMMOGRAPHY, "neither modality MG nor a body part or view of mammography")
-
-
 def _check_pixel_data(dataset: DicomDataset, path: Path) -> None:
     """Reject a file without pixels, or with too few of them as far as that can be known before they are decoded."""
     if "PixelData" not in dataset:
@@ -304,11 +202,21 @@ def _mentions_pixel_data(path: Path) -> bool:
 def _decode(dataset: DicomDataset) -> NDArray[Any]:
     """Return the one frame of *dataset*, 8 or 16 bits of native order, without what lies in bits that are not stored."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    # One decoder each. The faster one for RLE panics in Rust, which ends the process; and pydicom's second choice for a stream
-    # that the first refuses may be one that fills up what is missing.
-    plugin = "" if not syntax.is_encapsulated else "pydicom" if syntax == RLELossless else "pylibjpeg"
+    # One decoder: pydicom's second choice for a stream that the first refuses may be one that fills up what is missing.
+    plugin = "pylibjpeg" if syntax.is_encapsulated else ""
     shift = 0 if syntax.is_encapsulated else _bits_below(dataset)
-    pixels = pixel_array(dataset, raw=True, decoding_plugin=plugin, correct_unused_bits=not shift)
+    try:
+        pixels = pixel_array(
+            dataset,
+            raw=True,
+            decoding_plugin=plugin,
+            correct_unused_bits=not shift,
+            photometric_interpretation=photometric(dataset),
+        )
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the decoder for RLE, in Rust; it is no Exception
+            raise
+        raise RejectedError(Code.UNDECODABLE, "a stream in which its decoder loses its way") from error
     if shift:
         allocated, stored = 8 * pixels.dtype.itemsize, int(dataset.BitsStored)
         np.left_shift(pixels, allocated - stored - shift, out=pixels)
@@ -325,37 +233,3 @@ def _bits_below(dataset: DicomDataset) -> int:
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
     highest = dataset.get("HighBit")
     return int(highest) + 1 - stored if highest is not None and stored <= int(highest) < allocated else 0
-
-
-def _photometric(dataset: DicomDataset) -> str:
-    """Return what stored values mean as a picture."""
-    return _text(dataset, "PhotometricInterpretation").upper()
-
-
-def _is_for_processing(dataset: DicomDataset) -> bool:
-    """Return whether the pixels are raw detector values, by what the header says or by its class."""
-    intent = _text(dataset, "PresentationIntentType").upper()
-    return intent == "FOR PROCESSING" or _sop_class(dataset) in _FOR_PROCESSING_CLASSES
-
-
-def _sop_class(dataset: DicomDataset) -> str:
-    """Return what kind of object it is, by its header or else by the one before it; empty where neither says so."""
-    return _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
-
-
-def _patient_id(dataset: DicomDataset) -> str | None:
-    """Return the PatientID, or None where there is none or one that everybody has."""
-    patient_id = _text(dataset, "PatientID")
-    is_nobody = patient_id.upper() in _NOBODY or set(patient_id.upper()) <= _SIGNS_OF_NOBODY
-    return None if is_nobody else patient_id
-
-
-def _shown(text: str, known: Container[str]) -> str:
-    """Return *text* if it is one of the *known* terms: what else is written there may be a patient's name."""
-    return text if text in known else "unknown" if text else "absent"
-
-
-def _text(dataset: DicomDataset, keyword: str) -> str:
-    """Return a header's text without padding; empty where it is absent."""
-    value = dataset.get(keyword)
-    return "" if value is None else str(value).replace("\0", "").strip()

@@ -19,6 +19,9 @@ MAX_PIXELS = 64 * 2**20
 _SAMPLED = 512
 """A fingerprint takes about this many rows and columns in full."""
 
+_QUOTATION = re.compile(r"""(?:\bb)?(?:["`]|(?<!n)'|'(?!t ))""")
+"""Where a message begins to quote; the apostrophe of "doesn't" is none."""
+
 
 class RejectedError(Exception):
     """A file that is not used, with its code and a reason in one line."""
@@ -31,7 +34,10 @@ class RejectedError(Exception):
 
 def said_by(error: Exception) -> str:
     """Return what *error* says as far as its first quotation, which may be a patient's data; or of what kind it is."""
-    return re.split(r"['\"`]", str(error), maxsplit=1)[0].strip(" :(") or type(error).__name__
+    if isinstance(error, MemoryError):
+        return "asks for more memory than any mammogram needs"
+    text = re.sub(r"'(-\d{4})'", r"\1", str(error))  # libjpeg's error code
+    return _QUOTATION.split(text, maxsplit=1)[0].strip(" :(") or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from trainer.config import PreprocessingConfig
 from trainer.data.mammogram import Mammogram, RejectedError
 from trainer.data.records import Code
 
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 """Part of the cache's key: to be raised with every change that changes a pixel."""
 
 _THUMBNAIL = 512

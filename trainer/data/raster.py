@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
 import zlib
 from collections.abc import Callable
@@ -29,6 +30,11 @@ _MAX_BYTES = 8 * MAX_PIXELS
 _FORMATS = ("PNG", "JPEG")
 """As Pillow names them."""
 _PNG = b"\x89PNG\r\n\x1a\n"
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""By the colour type of a PNG."""
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column and row and distance of columns and rows, of each pass of an interlaced PNG."""
+_CHUNK_BYTES = 2**20
 _ASCII_PGM, _BINARY_PGM = b"P2", b"P5"
 _PGM_HEADER = re.compile(rb"P[25]" + 3 * rb"\s+(?:#[^\n]*\n\s*)*(\d{1,9})" + rb"\s")
 """Width, height and largest value, with comments between them. Source: netpbm's pgm(5)."""
@@ -48,6 +54,8 @@ _FOREIGN_BYTES_ERRORS = (
     SyntaxError,
     TypeError,
     ValueError,
+    struct.error,
+    zlib.error,
 )
 
 _Grey = NDArray[np.uint8] | NDArray[np.uint16]
@@ -114,17 +122,19 @@ def _of_pgm(data: bytes) -> _Picture:
     if not 0 < largest < 2**16:
         raise RejectedError(Code.UNDECODABLE, f"a PGM with grey values up to {largest}, expected 8 or 16 bits")
     dtype = np.dtype(np.uint8 if largest < 2**8 else np.uint16)
+    is_ascii = data.startswith(_ASCII_PGM)
+    body = data[header.end() :]  # cut once, here: the caller lets go of the whole
 
     def decode() -> _Grey:
-        if data.startswith(_ASCII_PGM):
-            pixels = _numbers(data[header.end() :], rows * columns)
+        if is_ascii:
+            pixels = _numbers(body, rows * columns)
             if pixels.min() < 0 or pixels.max() > largest:
                 raise RejectedError(Code.UNDECODABLE, "grey values beyond those that the header promises")
         else:
-            missing = rows * columns * dtype.itemsize - (len(data) - header.end())
+            missing = rows * columns * dtype.itemsize - len(body)
             if missing > 0:
                 raise RejectedError(Code.TRUNCATED, f"{missing} bytes of pixels are missing")
-            pixels = np.frombuffer(data, dtype.newbyteorder(">"), rows * columns, header.end())
+            pixels = np.frombuffer(body, dtype.newbyteorder(">"), rows * columns)
         return pixels.astype(dtype).reshape(rows, columns)
 
     return _Picture(rows, columns, 1, decode)
@@ -179,8 +189,10 @@ def _of_pillow(data: bytes) -> _Picture:
 
 
 def _check_png(data: bytes) -> None:
-    """Reject a PNG of which a part is missing or changed: Pillow looks at no checksum of pixels."""
+    """Reject a PNG of which a part is missing or changed: Pillow looks at no checksum of pixels, and fills up missing rows."""
     view, place, kind = memoryview(data), len(_PNG), b""
+    missing = _bytes_of_rows(data)
+    inflating = zlib.decompressobj()
     while kind != b"IEND":
         end = place + 12 + int.from_bytes(view[place : place + 4], "big")
         if end > len(view):
@@ -189,7 +201,26 @@ def _check_png(data: bytes) -> None:
         is_needed = kind[:1].isupper()
         if is_needed and zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
             raise RejectedError(Code.UNDECODABLE, "a checksum of the PNG is wrong")
+        if kind == b"IDAT":
+            deflated: bytes | memoryview = view[place + 8 : end - 4]
+            while deflated and missing > 0:
+                missing -= len(inflating.decompress(deflated, _CHUNK_BYTES))
+                deflated = inflating.unconsumed_tail
         place = end
+    if missing > 0:
+        raise RejectedError(Code.TRUNCATED, f"{missing} bytes of pixels are missing")
+
+
+def _bytes_of_rows(data: bytes) -> int:
+    """Return how many bytes the rows of a PNG have, with the one of the filter before each. Source: PNG, 7.2 and 8.2."""
+    width, height, depth, colour, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    bits = depth * _CHANNELS[colour]
+    total = 0
+    for left, top, across, down in _PASSES if is_interlaced else ((0, 0, 1, 1),):
+        columns, rows = -((left - width) // across), -((top - height) // down)  # rounded up
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
 
 
 def _grey(picture: Image.Image) -> _Grey:

@@ -1,23 +1,31 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trainer.config import PreprocessingConfig
-from trainer.data.dicom import Mammogram, RejectedError, read_mammogram
-from trainer.data.preprocess import preprocess
+from trainer.data.image_file import read_header, read_mammogram
+from trainer.data.mammogram import Mammogram, RejectedError
+from trainer.data.preprocess import preprocess, without_preprocessing
 from trainer.data.records import Code
 
 CONFIG = PreprocessingConfig(img_size=128)
 
 
-def mammogram(stored: NDArray[np.uint16], padding: int | None = None) -> Mammogram:
+def mammogram(
+    stored: NDArray[np.uint8] | NDArray[np.uint16], padding: int | None = None, *, is_inverse: bool = False
+) -> Mammogram:
     """Stored values that are as bright as they are large."""
-    table = np.arange(2**16, dtype=np.float32)
-    return Mammogram(stored, table, table == padding if padding is not None else np.zeros(2**16, dtype=bool))
+    table = np.arange(2 ** (8 * stored.dtype.itemsize), dtype=np.float32)
+    return Mammogram(stored, table, table == (-1 if padding is None else padding), is_inverse)
 
 
 def without(**fields: object) -> PreprocessingConfig:
@@ -25,20 +33,42 @@ def without(**fields: object) -> PreprocessingConfig:
     return CONFIG.model_copy(update=fields)
 
 
+def image_or_blank(
+    of: Mammogram,
+    config: PreprocessingConfig,
+    make: Callable[[Mammogram, PreprocessingConfig], NDArray[np.uint8]] = preprocess,
+) -> NDArray[np.uint8] | None:
+    """The image of a mammogram, or None if it is blank."""
+    try:
+        image = make(of, config)
+    except RejectedError as rejected:
+        if rejected.code != Code.BLANK:
+            raise
+        return None
+    assert image.shape == (config.img_size, config.img_size)
+    assert image.dtype == np.uint8
+    return image
+
+
 def test_one_image_in_many_encodings(real_data: Path) -> None:
-    """Nine files that show one image agree after preprocessing, and the sigmoid window differs, as it must."""
+    """
+    Nine files that show one image agree after preprocessing, and one with a sigmoid window differs, as it must.
+
+    So does the raw one agree, which is the same image turned over: only its header tells that it is to be left out.
+    """
     config = PreprocessingConfig(img_size=512)
+    files = {path.stem: path for path in sorted((real_data / "mg_dicom" / "derived").glob("*.dcm"))}
     images = {
-        path.stem: preprocess(read_mammogram(path, apply_window=True), config).astype(float)
-        for path in sorted((real_data / "mg_dicom" / "derived").glob("*.dcm"))
-        if path.stem != "mg_for_processing"
+        name: preprocess(read_mammogram(path, apply_window=True), config).astype(float) for name, path in files.items()
     }
     sigmoid = images.pop("mg_for_presentation_sigmoid_padding")
-    assert len(images) == 9
+    assert len(images) == 9 + 1
     for image in images.values():
         assert np.abs(image - images["explicit_le"]).mean() <= 2
         assert image.std() > 20
     assert np.abs(sigmoid - images["explicit_le"]).mean() > 2
+    raw = {name for name, path in files.items() if read_header(path).for_processing}
+    assert raw == {"mg_for_processing"}
 
 
 def test_scanned_films_show_the_breast_at_the_left(real_data: Path) -> None:
@@ -134,13 +164,185 @@ def test_nothing_but_padding() -> None:
     assert error.value.code == Code.BLANK
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (3, 3), (700, 40), (40, 700), (1025, 999)])
-def test_any_shape(shape: tuple[int, int]) -> None:
-    """Images of odd shapes become a square, or are blank; nothing else."""
-    stored = np.random.default_rng(1).integers(0, 4096, shape).astype(np.uint16)
-    try:
-        image = preprocess(mammogram(stored), CONFIG)
-    except RejectedError as rejected:
-        assert rejected.code == Code.BLANK  # noqa: PT017  not always raised
-    else:
+OPTIONS = [
+    {},
+    {"trim_border": False, "crop_breast": False, "chest_wall_left": False, "keep_aspect": False, "pad": "both"},
+    {"crop_breast": False, "pad": "both"},
+    {"keep_aspect": False},
+    {"trim_border": False, "chest_wall_left": False},
+    {"rescale_low": 0, "rescale_high": 100, "invert_monochrome1": False},
+    {"rescale_low": 49, "rescale_high": 51},
+    {"img_size": 33},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+        (3, 3),
+        (1, 50),
+        (50, 1),
+        (700, 40),
+        (40, 700),
+        (1025, 999),
+        (1, 70000),
+        (70000, 1),
+        (2, 40000),
+    ],
+)
+def test_any_shape(shape: tuple[int, int], options: dict[str, object]) -> None:
+    """Images of odd shapes become a square, or are blank, whatever they show; nothing else."""
+    height, width = shape
+    noise = np.random.default_rng(1).integers(0, 4096, shape).astype(np.uint16)
+    gradient = np.add.outer(np.arange(height), np.arange(width)).astype(np.uint16)
+    one_pixel = np.zeros(shape, dtype=np.uint16)
+    one_pixel[height // 2, width // 2] = 65535
+    half = np.zeros(shape, dtype=np.uint16)
+    half[:, : (width + 1) // 2] = 1000
+    white = np.full(shape, 65535, dtype=np.uint16)
+    for stored in (noise, gradient, gradient[::-1].copy(), one_pixel, half, white, (noise >> 4).astype(np.uint8)):
+        for of in (
+            mammogram(stored),
+            mammogram(stored, is_inverse=True),
+            mammogram(stored, padding=int(stored[0, 0])),
+            mammogram(stored, padding=int(stored.max())),
+        ):
+            image_or_blank(of, without(**options))
+            image_or_blank(of, without(**options), without_preprocessing)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_image(data: st.DataObject) -> None:
+    """Whatever the pixels and the configuration, there is an image or it is blank; and an image is not empty."""
+    height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    values = data.draw(st.lists(st.integers(0, 65535), min_size=1, max_size=6))
+    places = data.draw(st.binary(min_size=8, max_size=8))
+    random = np.random.default_rng(int.from_bytes(places, "little"))
+    coarse = random.choice(np.array(values, dtype=np.uint16), (1 + height // 4, 1 + width // 4))
+    stored = np.repeat(np.repeat(coarse, 4, axis=0), 4, axis=1)[:height, :width].copy()
+    config = PreprocessingConfig(
+        img_size=data.draw(st.sampled_from([32, 45])),
+        invert_monochrome1=data.draw(st.booleans()),
+        rescale_low=data.draw(st.sampled_from([0, 0.5, 30])),
+        rescale_high=data.draw(st.sampled_from([60, 99.5, 100])),
+        trim_border=data.draw(st.booleans()),
+        crop_breast=data.draw(st.booleans()),
+        chest_wall_left=data.draw(st.booleans()),
+        keep_aspect=data.draw(st.booleans()),
+        pad=data.draw(st.sampled_from(["right", "both"])),
+    )
+    padding = data.draw(st.none() | st.sampled_from(values))
+    image = image_or_blank(mammogram(stored, padding, is_inverse=data.draw(st.booleans())), config)
+    assert image is None or image.any()
+
+
+@pytest.mark.parametrize("options", OPTIONS[:6], ids=range(6))
+@pytest.mark.parametrize("factor", [2, 7, 16])
+def test_units_do_not_matter(breast: NDArray[np.uint16], options: dict[str, object], factor: int) -> None:
+    """Stored values times a factor, or plus an offset, give the same image."""
+    expected = preprocess(mammogram(breast), without(**options))
+    for other in (breast * factor, breast + factor):
+        image = preprocess(mammogram(other.astype(np.uint16)), without(**options))
+        assert np.abs(image.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("options", OPTIONS[:6], ids=range(6))
+def test_polarity(breast: NDArray[np.uint16], options: dict[str, object]) -> None:
+    """An image whose smallest value is meant to be white equals the plain one, unless the step is off."""
+    config = without(**options)
+    plain = preprocess(mammogram(breast), config)
+    turned = mammogram((4095 - breast).astype(np.uint16), is_inverse=True)
+    if config.invert_monochrome1:
+        assert np.abs(preprocess(turned, config).astype(int) - plain).max() <= 1
+    unmarked = dataclasses.replace(turned, is_inverse=False)
+    off = config.model_copy(update={"invert_monochrome1": False})
+    np.testing.assert_array_equal(preprocess(turned, off), preprocess(unmarked, off))
+    assert np.abs(preprocess(turned, off).astype(int) - plain).mean() > 20
+
+
+def test_padding_around_monochrome1(breast: NDArray[np.uint16]) -> None:
+    """A large area of padding around a MONOCHROME1 image, as white as it is there, becomes as dark as the air."""
+    inverse = (4095 - breast).astype(np.uint16)
+    expected = preprocess(mammogram(inverse, is_inverse=True), CONFIG)
+    padded = np.zeros((300, 300), dtype=np.uint16)
+    padded[50:250, :160] = inverse
+    image = preprocess(mammogram(padded, padding=0, is_inverse=True), CONFIG)
+    assert np.abs(image.astype(int) - expected).mean() < 1
+
+
+def test_padding_in_the_middle_of_the_range(breast: NDArray[np.uint16]) -> None:
+    """Padding of a grey that tissue has too becomes dark where it reaches the edge, and nowhere else."""
+    padded = np.full((300, 300), 2005, dtype=np.uint16)
+    padded[50:250, :160] = breast
+    padded[150, 5:20] = 2005  # inside of the breast
+    image = preprocess(mammogram(padded, padding=2005), CONFIG)
+    assert np.abs(image.astype(int) - preprocess(mammogram(breast), CONFIG)).mean() < 1.5
+
+
+def test_a_label_far_from_the_breast_is_cut_off(breast: NDArray[np.uint16]) -> None:
+    """Letters burnt in beside the breast are in no crop, and in the image without one."""
+    labelled = np.zeros((200, 300), dtype=np.uint16)
+    labelled[:, :160] = breast
+    letters = cv2.putText(np.zeros((200, 300), np.uint8), "L-CC", (200, 40), cv2.FONT_HERSHEY_SIMPLEX, 1, 255, 4)
+    labelled[letters > 0] = 4000
+    padded = np.zeros((200, 300), dtype=np.uint16)
+    padded[:, :160] = breast
+    cropped = preprocess(mammogram(labelled), CONFIG)
+    assert np.abs(cropped.astype(int) - preprocess(mammogram(padded), CONFIG)).mean() < 1
+    assert preprocess(mammogram(labelled), without(crop_breast=False))[:, 90:].max() == 255
+
+
+def test_stretching(breast: NDArray[np.uint16]) -> None:
+    """Without the aspect the breast fills the square; what is padded is at the right, or at both sides."""
+    stretched = preprocess(mammogram(breast), without(keep_aspect=False))
+    right = preprocess(mammogram(breast), CONFIG)
+    both = preprocess(mammogram(breast), without(pad="both"))
+    assert stretched[64].astype(bool).mean() > 0.97
+    width = int(np.flatnonzero(right.any(axis=0))[-1]) + 1
+    assert width < 100
+    left = (128 - width) // 2
+    assert np.abs(both[:, left : left + width].astype(int) - right[:, :width]).mean() < 2
+    assert not both[:, : left - 2].any()
+
+
+def test_percentiles(breast: NDArray[np.uint16]) -> None:
+    """The percentiles of the breast become black and white: more of it is saturated where they are closer together."""
+    shares = [
+        float(
+            np.isin(preprocess(mammogram(breast), without(rescale_low=low, rescale_high=high))[:, :80], (0, 255)).mean()
+        )
+        for low, high in ((0, 100), (5, 95), (25, 75), (45, 55))
+    ]
+    assert shares == sorted(shares)
+    assert shares[-1] > shares[0] + 0.4
+
+
+def test_without_preprocessing(breast: NDArray[np.uint16]) -> None:
+    """Shown as it is stored, an image is neither turned over nor cropped, and has its aspect."""
+    for of in (mammogram(breast), mammogram(breast, is_inverse=True), mammogram(breast, padding=0)):
+        image = without_preprocessing(of, CONFIG)
         assert image.shape == (128, 128)
+        assert image.max() >= 254
+        left = (128 - round(160 * 128 / 200)) // 2
+        assert not image[:, :left].any()
+        assert image[64, left + 2] > 0
+        assert not image[:5].any()
+    assert image_or_blank(mammogram(np.full((9, 9), 5, np.uint16)), CONFIG, without_preprocessing) is None
+
+
+def test_mammograms_are_not_changed(breast: NDArray[np.uint16]) -> None:
+    """Preprocessing leaves the mammogram as it was, so that it can be done again with other options."""
+    of = mammogram(breast.copy(), padding=2005, is_inverse=True)
+    table, padding = of.brightness.copy(), of.padding.copy()
+    first = preprocess(of, CONFIG)
+    without_preprocessing(of, CONFIG)
+    np.testing.assert_array_equal(of.stored, breast)
+    np.testing.assert_array_equal(of.brightness, table)
+    np.testing.assert_array_equal(of.padding, padding)
+    np.testing.assert_array_equal(first, preprocess(of, CONFIG))

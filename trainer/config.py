@@ -132,6 +132,8 @@ class PreprocessingConfig(Strict):
     """Side of the square image that the network sees, in pixels."""
     apply_window: bool = True
     """Apply the file's own VOI table or window (the first one) before anything else."""
+    log_raw: bool = True
+    """Take the logarithm of raw values (FOR PROCESSING), which are proportional to the X-rays; others follow it already."""
     invert_monochrome1: bool = True
     """Turn images over whose smallest value is meant to be white, so that dense tissue is bright in all of them."""
     rescale_low: float = Field(0.5, ge=0, lt=50)

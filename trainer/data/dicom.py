@@ -37,7 +37,7 @@ from pydicom.uid import (
 )
 
 from trainer.data.codestream import check_complete, check_single, check_size
-from trainer.data.dicom_header import check_usable, is_for_processing, patient_id, photometric
+from trainer.data.dicom_header import check_usable, is_for_processing, is_linear, patient_id, photometric
 from trainer.data.mammogram import MAX_PIXELS, Header, Mammogram, RejectedError, said_by
 from trainer.data.records import Code
 from trainer.data.stored_values import brightness_table, padding_table
@@ -112,6 +112,7 @@ def read_mammogram(path: Path, *, apply_window: bool) -> Mammogram:
                 brightness=brightness_table(dataset, pixels.dtype, apply_window=apply_window),
                 padding=padding_table(dataset, pixels.dtype),
                 is_inverse=photometric(dataset) == "MONOCHROME1",
+                is_linear=is_linear(dataset),
             )
         except _FOREIGN_BYTES_ERRORS as error:
             raise RejectedError(Code.UNDECODABLE, said_by(error)) from error

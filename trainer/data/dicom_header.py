@@ -131,6 +131,16 @@ def is_for_processing(dataset: DicomDataset) -> bool:
     return intent == "FOR PROCESSING" or _sop_class(dataset) in _FOR_PROCESSING_CLASSES
 
 
+def is_linear(dataset: DicomDataset) -> bool:
+    """
+    Return whether values are proportional to the intensity of the X-rays, and not to its logarithm.
+
+    Source: DICOM PS3.3, C.8.11.3.1.2; raw images that do not say so are, as detectors are.
+    """
+    relationship = _text(dataset, "PixelIntensityRelationship").upper()
+    return is_for_processing(dataset) and relationship not in {"LOG", "DISP"}
+
+
 def _sop_class(dataset: DicomDataset) -> str:
     """Return what kind of object it is, by its header or else by the one before it; empty where neither says so."""
     return _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")

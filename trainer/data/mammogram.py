@@ -74,6 +74,8 @@ class Mammogram:
     """Same shape as brightness: whether a stored value marks pixels that are no image."""
     is_inverse: bool = False
     """Whether the smallest value is meant to be white (MONOCHROME1)."""
+    is_linear: bool = False
+    """Whether values are proportional to the intensity of the X-rays, as a detector's raw ones are, and not to its logarithm."""
 
     def fingerprint(self) -> str:
         """

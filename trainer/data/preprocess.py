@@ -1,8 +1,9 @@
 """
 Stored pixels -> the uint8 image that a network sees.
 
-The order: brightness of each stored value (settled by the reader: modality LUT, then VOI LUT or window) -> polarity -> trim the
-frame -> find the breast -> rescale over its pixels -> crop -> chest wall to the left -> resize, aspect kept -> pad.
+The order: brightness of each stored value (settled by the reader: modality LUT, then VOI LUT or window) -> intensity law and
+polarity -> trim the frame -> find the breast -> rescale over its pixels -> crop -> chest wall to the left -> resize, aspect kept ->
+pad.
 
 Where things are is decided on a thumbnail of about `_THUMBNAIL` pixels a side, and values are mapped by a table with one entry a
 stored value, so that only the crop and the resize touch a full-size image.
@@ -60,6 +61,9 @@ def preprocess(mammogram: Mammogram, config: PreprocessingConfig) -> NDArray[np.
         RejectedError: BLANK, there is nothing to see in it.
     """
     step = max(1, max(mammogram.stored.shape) // _THUMBNAIL)
+    if mammogram.is_linear and config.log_raw:
+        smallest = 1 / len(mammogram.brightness)  # what no X-ray reaches has a logarithm too
+        mammogram = dataclasses.replace(mammogram, brightness=np.log(mammogram.brightness + np.float32(smallest)))
     if mammogram.is_inverse and config.invert_monochrome1:
         mammogram = dataclasses.replace(mammogram, brightness=-mammogram.brightness)
     mammogram = _without_padding(mammogram, step)

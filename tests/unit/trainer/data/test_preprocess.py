@@ -52,23 +52,39 @@ def image_or_blank(
 
 def test_one_image_in_many_encodings(real_data: Path) -> None:
     """
-    Nine files that show one image agree after preprocessing, and one with a sigmoid window differs, as it must.
+    Nine files that show one image agree after preprocessing; those with a sigmoid window and raw values differ, as they must.
 
-    So does the raw one agree, which is the same image turned over: only its header tells that it is to be left out.
+    The raw one has the pixels of the inverse one: only its header tells that they follow another law.
     """
     config = PreprocessingConfig(img_size=512)
     files = {path.stem: path for path in sorted((real_data / "mg_dicom" / "derived").glob("*.dcm"))}
     images = {
         name: preprocess(read_mammogram(path, apply_window=True), config).astype(float) for name, path in files.items()
     }
-    sigmoid = images.pop("mg_for_presentation_sigmoid_padding")
-    assert len(images) == 9 + 1
+    others = [images.pop("mg_for_presentation_sigmoid_padding"), images.pop("mg_for_processing")]
+    assert len(images) == 9
     for image in images.values():
         assert np.abs(image - images["explicit_le"]).mean() <= 2
         assert image.std() > 20
-    assert np.abs(sigmoid - images["explicit_le"]).mean() > 2
+    for image in others:
+        assert np.abs(image - images["explicit_le"]).mean() > 2
+        assert image.std() > 20
     raw = {name for name, path in files.items() if read_header(path).for_processing}
     assert raw == {"mg_for_processing"}
+
+
+def test_raw_values_become_their_logarithm(breast: NDArray[np.uint16]) -> None:
+    """X-rays through twice the tissue are the square of what they were; the picture of it is that of the tissue."""
+    tissue = breast.astype(float) / breast.max()
+    raw = np.rint(60000 * np.exp(-3 * tissue)).astype(np.uint16)
+    seen = preprocess(dataclasses.replace(mammogram(raw), is_inverse=True, is_linear=True), CONFIG).astype(int)
+    plain = preprocess(mammogram(breast), CONFIG).astype(int)
+    assert np.abs(seen - plain).mean() < 1
+    as_is = preprocess(
+        dataclasses.replace(mammogram(raw), is_inverse=True, is_linear=True),
+        CONFIG.model_copy(update={"log_raw": False}),
+    )
+    assert np.abs(as_is.astype(int) - plain).mean() > 5
 
 
 def test_scanned_films_show_the_breast_at_the_left(real_data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from trainer.data.naming import Naming
 from trainer.data.patients import Belonging, group_patients
 from trainer.data.progress import Progress
 from trainer.data.records import Code, Rejection
+
+_KEEP_S = 30.0
+"""How much work a kill costs at most: to read an archive over a network takes an hour."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,21 @@ def _look(
             found[candidate.name] = (stamp, known)
     unreadable: dict[str, Known] = {}
     replies = pool.answers("inspect", ((root / candidate.path, 0) for candidate, _ in unknown))
-    for done, ((candidate, before), (reply, _)) in enumerate(zip(unknown, replies, strict=True), start=1):
-        learnt = _known(reply, naming)
-        if before is None or not learnt.sha256:
-            unreadable[candidate.name] = learnt
-        else:
-            found[candidate.name] = (before, learnt)
-        if progress is not None:
-            progress("reading", done, len(unknown))
-    known_files.keep(found)
+    kept_at = time.monotonic()
+    try:
+        for done, ((candidate, before), (reply, _)) in enumerate(zip(unknown, replies, strict=True), start=1):
+            learnt = _known(reply, naming)
+            if before is None or not learnt.sha256:
+                unreadable[candidate.name] = learnt
+            else:
+                found[candidate.name] = (before, learnt)
+            if time.monotonic() > kept_at + _KEEP_S:
+                known_files.keep(found)
+                kept_at = time.monotonic()
+            if progress is not None:
+                progress("reading", done, len(unknown))
+    finally:
+        known_files.keep(found)
     return [
         unreadable[candidate.name] if candidate.name in unreadable else found[candidate.name][1]
         for candidate in candidates

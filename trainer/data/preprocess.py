@@ -2,8 +2,8 @@
 Stored pixels -> the uint8 image that a network sees.
 
 The order: brightness of each stored value (settled by the reader: modality LUT, then VOI LUT or window) -> intensity law and
-polarity -> trim the frame -> find the breast -> rescale over its pixels -> crop -> chest wall to the left -> resize, aspect kept ->
-pad.
+polarity -> trim the frame -> find the breast -> rescale over its pixels -> crop -> chest wall to the left -> resize, aspect
+kept -> pad.
 
 Where things are is decided on a thumbnail of about `_THUMBNAIL` pixels a side, and values are mapped by a table with one entry a
 stored value, so that only the crop and the resize touch a full-size image.

@@ -35,9 +35,7 @@ def test_a_malformed_archive(laboratory: Laboratory, tmp_path: Path) -> None:
     archive = tmp_path / "malformed"
     make_phantom(archive, patients=42, side=64, malformed=True)
     places = ("--csv", archive / "classificacao.csv", "--dicom-root", archive / "archive")
-    report = json.loads(
-        laboratory.ok("data", "check", *places, "--img-size", "64", "--json", "--preview", "sheet.png")
-    )
+    report = json.loads(laboratory.ok("data", "check", *places, "--img-size", "64", "--json", "--preview", "sheet.png"))
     assert report["usable"]
     assert {"TRUNCATED", "UNDECODABLE", "NOT_IMAGE", "NOT_MAMMOGRAPHY", "MULTIFRAME", "BLANK", "TOO_LARGE"} < set(
         report["rejected"]
@@ -71,7 +69,11 @@ def test_labels_that_are_wrong(laboratory: Laboratory, tmp_path: Path) -> None:
 def test_a_public_archive_under_pseudonyms(laboratory: Laboratory, tmp_path: Path) -> None:
     """A study on a published label file runs under pseudonyms, and no identifier is in any file that it leaves."""
     make_public_archive(tmp_path)
-    study = STUDY.replace("cv: {folds: 3}", "cv: {folds: 2}").replace("trials: 4", "trials: 1").replace("epochs: 2", "epochs: 1")
+    study = (
+        STUDY.replace("cv: {folds: 3}", "cv: {folds: 2}")
+        .replace("trials: 4", "trials: 1")
+        .replace("epochs: 2", "epochs: 1")
+    )
     data = "data: {csv: train.csv, dicom_root: images, pseudonyms: true, classes: binary, views: [CC, MLO]}\n"
     (laboratory.folder / "study.yaml").write_text(data + study)
     laboratory.ok("study", "create", "study.yaml")

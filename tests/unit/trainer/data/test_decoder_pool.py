@@ -133,6 +133,20 @@ def test_memory_of_large_images(write_dicom: WriteDicom) -> None:
     assert 4 * most < watch.peak < MEMORY_BYTES
 
 
+def test_memory_that_is_kept(write_dicom: WriteDicom) -> None:
+    """A decoder keeps what an image needed for the next one, and gives it back where that is more than it may keep."""
+    film, pixels = large_file(write_dicom, 3328, 2560)
+    at_rest = []
+    for kept_bytes in (2**30, 0):
+        decoder = Decoder(CONFIG, kept_bytes=kept_bytes)
+        assert decoder.ask(Request(task="decode", path=film))[1] is not None
+        assert decoder._process is not None
+        at_rest.append(anonymous(decoder._process.pid))
+        decoder.close()
+    film.unlink()
+    assert at_rest[1] < 64 * 2**20 < at_rest[1] + 3 * pixels < at_rest[0]
+
+
 def test_memory_is_shared_out() -> None:
     """Shares that are held at one time are never more than there is, and one that is larger than all of it gets all."""
     memory = _Memory(100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -85,6 +85,10 @@ class Layout:
         """Columns without which a file is not of this format."""
         return tuple(dict.fromkeys((*self.also, *self.image, self.label)))
 
+    def without_split(self) -> Layout:
+        """Return this format as it is read where its split is not asked for: that column may then say anything."""
+        return replace(self, split="", split_of=lambda _: None)
+
 
 _SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
 _SPLITS: dict[str, Split | None] = {
@@ -95,9 +99,13 @@ _SPLITS: dict[str, Split | None] = {
 }
 
 _INBREAST_NAME = re.compile(r"([0-9]+)(?:_([0-9a-f]{16})_\w+)?\.(?:dcm|dicom|png|jpe?g|pgm)", re.IGNORECASE)
+_INBREAST_FLOAT = re.compile(r"([0-9]+)\.0")
+"""The number of a file after a spreadsheet has taken it for one."""
 _CBIS_FOLDER = re.compile(r"(?:mass|calc)-(training|test)_", re.IGNORECASE)
 _MIAS_NAME = re.compile(r"(mdb[0-9]{3})[a-z]*", re.IGNORECASE)
-_MIAS_LINE = re.compile(r"\W*(mdb[0-9]{3})[a-z]*(?:[\s,;]+([^\s,;]*)|$)", re.IGNORECASE)
+_MIAS_LINE = re.compile(r"\W*(mdb[0-9]{3})[a-z]*(?:[\s,;]+(.*)|$)", re.IGNORECASE)
+_MIAS_FIELD = re.compile(r"[^\s,;]+")
+_MIAS_FINDINGS = frozenset({"calc", "circ", "spic", "misc", "arch", "asym", "norm"})
 _TAG = re.compile(r"<[^<>]*>")
 
 
@@ -108,7 +116,7 @@ def _name(cells: Sequence[str]) -> Key:
 
 
 def _inbreast_key(cells: Sequence[str]) -> Key:
-    match = _INBREAST_NAME.fullmatch(cells[0])
+    match = _INBREAST_NAME.fullmatch(cells[0]) or _INBREAST_FLOAT.fullmatch(cells[0])
     return _name([match[1]] if match else cells)
 
 
@@ -150,6 +158,12 @@ def inbreast_patient(path: str) -> str | None:
 def _cbis_split(folder: str) -> Split | None:
     match = _CBIS_FOLDER.match(folder)
     return None if match is None else _SPLITS[match[1].casefold()]
+
+
+def _side(cell: str) -> str | None:
+    """Return the side that the first word names."""
+    words = cell.casefold().split()
+    return _SIDES.get(words[0]) if words else None
 
 
 def _mias_reference(path: str) -> list[str]:
@@ -265,16 +279,24 @@ def read_table(path: Path, text: str, header: Header, layout: Layout) -> Iterato
             value,
             patient or None,
             view.upper() or None,
-            _SIDES.get(side.casefold()),
+            _side(side),
             _SPLITS[split.casefold()] or layout.split_of(key),
         )
 
 
 def mias_lines(text: str) -> Iterator[tuple[int, str, str]]:
-    """Yield line, reference and tissue where a line begins with a reference: prose, headings and markup are passed over."""
+    """Yield line, reference and tissue (or nothing) of each row: prose, headings and markup are passed over."""
     for line, written in enumerate(split_lines(text), start=1):
         if match := _MIAS_LINE.match(_TAG.sub(" ", written)):
-            yield line, match[1].lower(), match[2] or ""
+            tissue, *others = _MIAS_FIELD.findall(match[2] or "") or [""]
+            if not _begins_prose(tissue, others):
+                yield line, match[1].lower(), tissue
+
+
+def _begins_prose(word: str, others: Sequence[str]) -> bool:
+    """Tell whether *word* after a reference, and *others*, are no tissue and finding; a short line is none, lest it be lost."""
+    letter = len(word) == 1 and word.isalpha()
+    return bool(others) and not letter and others[0].casefold() not in _MIAS_FINDINGS
 
 
 def read_mias(path: Path, text: str) -> Iterator[Row]:

@@ -18,6 +18,15 @@ _HEADER = 1 << 20
 """Characters in which the header is looked for."""
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _LOOKS_LIKE_DATA = re.compile(r"\d{3}")
+_DELIMITER_LINE = re.compile(r"""["']?sep=["']?([,;\t])["']*[ \t]*(?:[\r\n]|\Z)""", re.IGNORECASE)
+"""Excel's own first line, by which it is told the delimiter."""
+_TEXT_FORMULA = re.compile(r'="(.*)"', re.DOTALL)
+"""A cell that keeps Excel from reading it as a number."""
+_UTF_16 = {
+    "utf-16-le": re.compile(rb"(?:[\r\n]\0)*(?:[^\0\r\n]\0)+(?:[\r\n]\0|\Z)"),
+    "utf-16-be": re.compile(rb"(?:\0[\r\n])*(?:\0[^\0\r\n])+(?:\0[\r\n]|\Z)"),
+}
+"""Beginnings of text without a byte order mark: every other byte of the first line is zero."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +86,19 @@ def read_text(path: Path) -> str:
 
 
 def _decode(path: Path, data: bytes) -> str:
-    encodings = ("utf-16",) if data[:2] in {b"\xff\xfe", b"\xfe\xff"} else ("utf-8-sig", "latin-1")
-    for encoding in encodings:
+    for encoding in _encodings(data):
         try:
             return data.decode(encoding)
         except UnicodeDecodeError:
             continue
     raise InputError(f"{path}: the text cannot be decoded, expected UTF-8, UTF-16 or Latin-1")
+
+
+def _encodings(data: bytes) -> Sequence[str]:
+    """Return the encodings that *data* may be in, the likeliest first."""
+    if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        return ("utf-16",)
+    return [name for name, start in _UTF_16.items() if start.match(data)] or ("utf-8-sig", "latin-1")
 
 
 def split_lines(text: str) -> list[str]:
@@ -92,9 +107,10 @@ def split_lines(text: str) -> list[str]:
 
 
 def read_header(path: Path, text: str) -> Header:
-    """Return the first row that is not blank, split by the delimiter that makes most of it."""
+    """Return the first row that is not blank, split by the delimiter that Excel's line tells, or that makes most of it."""
     start = text[:_HEADER]  # the whole of a long file, three times over, would cost more than its rows
-    headers = [_try_header(path, start, delimiter) for delimiter in ",;\t"]
+    told = _DELIMITER_LINE.match(text)
+    headers = [_try_header(path, start, delimiter) for delimiter in (told[1] if told else ",;\t")]
     return max(headers, key=lambda header: len(header.columns))
 
 
@@ -104,7 +120,7 @@ def _try_header(path: Path, text: str, delimiter: str) -> Header:
         line, cells = next(_records(path, text, delimiter), (1, []))
     except InputError:
         return Header(1, (), delimiter)
-    return Header(line, tuple(cell.strip() for cell in cells), delimiter)
+    return Header(line, tuple(map(_clean, cells)), delimiter)
 
 
 def require_columns(path: Path, header: Header, columns: Iterable[str]) -> None:
@@ -138,24 +154,36 @@ def read_cells(path: Path, text: str, header: Header, columns: Sequence[str]) ->
         if len(cells) > width and any(cells[width:]):
             raise InputError(f"{path}: line {line}: {len(cells)} fields, expected {width} as in line {header.line}")
         cells.append("")  # where the place -1 of a column that is not there leads
-        yield line, list(map(str.strip, pick(cells)))
+        yield line, list(map(_clean, pick(cells)))
+
+
+def _clean(cell: str) -> str:
+    """Return *cell* without spaces around it; Excel's ="0001" means 0001."""
+    cell = cell.strip()
+    formula = _TEXT_FORMULA.fullmatch(cell)
+    return cell if formula is None else formula[1].replace('""', '"').strip()
 
 
 def _place(path: Path, header: Header, column: str) -> int:
-    """Return where *column* stands, -1 where it does not. Raises InputError where it stands twice."""
-    places = header.places_of(column)
+    """Return where *column* stands, -1 where it does not or has no name. Raises InputError where it stands twice."""
+    places = header.places_of(column) if column else []
     if len(places) > 1:
         raise InputError(f"{path}: line {header.line}: {len(places)} columns {column}, expected one")
     return places[0] if places else -1
 
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1
+    lines = io.StringIO(text, newline="")
+    first = 1
+    if _DELIMITER_LINE.match(text):
+        lines.readline()
+        first = 2
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    line = first
     try:
         for cells in reader:
             if "".join(cells).strip():
                 yield line, cells
-            line = reader.line_num + 1
+            line = first + reader.line_num
     except csv.Error as error:
         raise InputError(f"{path}: line {line}: {error}, expected a table of text") from error

@@ -51,7 +51,7 @@ class Entry:
     laterality: str | None
     """"L", "R" or None."""
     split: Split | None
-    """Where the file or the key names one."""
+    """Where the file or the key names one, and it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def read_labels(path: Path, selection: SelectionConfig = _DEFAULT) -> Labels:
         InputError: no such file, no such columns, an unknown value, an image with two values, or classes that the file's
             scale does not have.
     """
-    source = _read_source(path, selection.format)
+    source = _read_source(path, selection)
     uses = _count(source.rows)
     scale = source.layout.scale or choose_scale(path, source.column, uses)
     meanings = _meanings(source.layout, scale, uses)
@@ -116,16 +116,19 @@ def read_labels(path: Path, selection: SelectionConfig = _DEFAULT) -> Labels:
     )
 
 
-def _read_source(path: Path, wanted: str) -> _Source:
+def _read_source(path: Path, selection: SelectionConfig) -> _Source:
     """
-    Return the rows of the label file *path*, which is of the format *wanted* or, with auto, of the first that it fits.
+    Return the rows of the label file *path*, which is of the format selected or, with auto, of the first that it fits.
 
     Raises:
         InputError: no such file, no such columns, or a row that is not one of its format.
     """
     text = read_text(path)
     header = read_header(path, text)
-    layout = _recognise(path, text, header) if wanted == "auto" else LAYOUTS[LabelFormat(wanted)]
+    auto = selection.format == "auto"
+    layout = _recognise(path, text, header) if auto else LAYOUTS[LabelFormat(selection.format)]
+    if not selection.published_split:
+        layout = layout.without_split()
     if layout.format is LabelFormat.MINI_MIAS:
         column, rows = layout.label, list(read_mias(path, text))
     else:

@@ -80,6 +80,7 @@ MIAS = (
     "mdb216 D CALC M *NOTE 3*\n"
     "</pre>\n"
 )
+SPLIT = SelectionConfig(published_split=True)
 PATHS = "image,label,patient,view,laterality,split,remark\nleft/a.png,2,p1,cc,L,train,-\nb.dcm,3,,,,,-\n"
 
 
@@ -130,7 +131,8 @@ def test_inbreast(tmp_path: Path) -> None:
     assert labels.key_of(name) == "22678622"
     assert labels.patient_of(name, "22678622") == "61b13c59bcba149e"
     assert labels.patient_of("22678622.dcm", "22678622") is None
-    assert labels.entries.keys() == read(tmp_path, INBREAST.replace("22678622;", "22678622.dcm;")).entries.keys()
+    for written in ("22678622.dcm;", "22678622.0;"):
+        assert labels.entries.keys() == read(tmp_path, INBREAST.replace("22678622;", written)).entries.keys()
 
 
 @pytest.mark.parametrize(
@@ -163,11 +165,11 @@ def test_inbreast_variant(tmp_path: Path) -> None:
 
 def test_cbis_ddsm(tmp_path: Path) -> None:
     """Each image is there once, however many abnormalities it has, with the patient, the side and the publisher's split."""
-    labels = read(tmp_path, MASS)
+    labels = read(tmp_path, MASS, SPLIT)
     assert grades(labels) == {"Mass-Training_P_00001_LEFT_CC": "3", "Mass-Test_P_00004_RIGHT_MLO": "1"}
     assert labels.entries["Mass-Training_P_00001_LEFT_CC"] == Entry(2, 1, None, "", "P_00001", "CC", "L", "train")
     assert labels.entries["Mass-Test_P_00004_RIGHT_MLO"] == Entry(4, 0, None, "", "P_00004", "MLO", "R", "test")
-    labels = read(tmp_path, CALC)
+    labels = read(tmp_path, CALC, SPLIT)
     assert labels.entries["Calc-Training_P_00005_RIGHT_CC"] == Entry(2, 0, None, "", "P_00005", "CC", "R", "train")
 
 
@@ -214,7 +216,7 @@ def test_a_grade_beside_an_empty_cell(tmp_path: Path) -> None:
 
 def test_vindr(tmp_path: Path) -> None:
     """VinDr's images are named by study and image, whatever has become of their suffix, and its patients are studies."""
-    labels = read(tmp_path, VINDR)
+    labels = read(tmp_path, VINDR, SPLIT)
     assert labels.class_names == ("DENSITY A", "DENSITY C")
     assert labels.entries[f"{STUDY}/{FIRST}"] == Entry(2, 1, None, "", STUDY, "CC", "L", "train")
     assert [entry.split for entry in labels.entries.values()] == ["train", "train", "test"]
@@ -267,6 +269,22 @@ def test_mini_mias_names(tmp_path: Path, path: str, key: str | None) -> None:
     assert read(tmp_path, MIAS).key_of(path) == key
 
 
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "mdb001 and mdb002 are the films of one patient",
+        "<p>mdb001, mdb002 and others",
+        "mdb001 to mdb322",
+        "mdb001 - the first film",
+    ],
+)
+def test_mini_mias_prose(tmp_path: Path, prose: str) -> None:
+    """A sentence may begin with a reference, and is no row for that."""
+    content = MIAS.replace("INFORMATION:", prose)
+    assert read(tmp_path, content) == read(tmp_path, MIAS)
+    assert read(tmp_path, content, SKIP) == read(tmp_path, MIAS)
+
+
 def test_mini_mias_pairs_are_those_of_the_films(tmp_path: Path, real_data: Path) -> None:
     """The pairs of the real set, which was put into folders by patient, are the patients that the numbers give."""
     folders = {path.stem: path.parent.name for path in (real_data / "mini_mias" / "archive").glob("*/*.dcm")}
@@ -277,7 +295,7 @@ def test_mini_mias_pairs_are_those_of_the_films(tmp_path: Path, real_data: Path)
 
 def test_csv(tmp_path: Path) -> None:
     """A plain table names images by their path, and tells of them what it has columns for."""
-    labels = read(tmp_path, PATHS)
+    labels = read(tmp_path, PATHS, SPLIT)
     assert labels.entries["left/a.png"] == Entry(2, 0, None, "", "p1", "CC", "L", "train")
     assert labels.entries["b.dcm"] == Entry(3, 1, None, "", None, None, None, None)
     assert labels.key_of("left/a.png") == "left/a.png"
@@ -325,13 +343,43 @@ def test_csv_paths(tmp_path: Path, written: str, key: str | None) -> None:
 )
 def test_splits(tmp_path: Path, split: str, expected: str | None) -> None:
     """A split has one name in the program, whatever its publisher calls it."""
-    assert read(tmp_path, f"image,label,split\na.png,1,{split}\n").entries["a.png"].split == expected
+    assert read(tmp_path, f"image,label,split\na.png,1,{split}\n", SPLIT).entries["a.png"].split == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "image,label,split\na.png,1,A/B\nb.png,2,0\nc.png,2,1\n",
+        "image,label,split\na.png,1,train\na.png,1,test\n",
+        "image,label,split,split\na.png,1,train,x\n",
+        ",image,label,split,\n0,a.png,1,0,x\n1,b.png,2\n",
+        "AccessionNumber,Classification,split\na,1,train\n",
+        VINDR.replace(",test", ",holdout"),
+        MASS,
+    ],
+)
+def test_a_split_that_nobody_asks_for_is_not_read(tmp_path: Path, content: str) -> None:
+    """A split column may mean something else altogether: unless it is asked for, it can say whatever it likes."""
+    assert {entry.split for entry in read(tmp_path, content).entries.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        *[(word, "L") for word in ("L", "left", "Left breast", "LEFT BREAST", "left\u00a0breast")],
+        *[(word, "R") for word in ("r", "RIGHT", "right breast")],
+        *[(word, None) for word in ("", "both", "B", "leftmost", "breast")],
+    ],
+)
+def test_sides(tmp_path: Path, side: str, expected: str | None) -> None:
+    """The first word tells the side."""
+    assert read(tmp_path, f"image,label,laterality\na.png,1,{side}\n").entries["a.png"].laterality == expected
 
 
 def test_archive(tmp_path: Path) -> None:
     """The key is the first folder below the root, and patients and splits are read where an archive's file has them."""
     content = "AccessionNumber,Classification,Patient,Split\n0000173,2,p1,dev\n"
-    labels = read(tmp_path, content)
+    labels = read(tmp_path, content, SPLIT)
     assert labels.entries["0000173"] == Entry(2, 0, None, "", "p1", None, None, "validation")
     assert labels.key_of("0000173/L_CC.dcm") == "0000173"
     assert labels.key_of("0000173/deep/down/x") == "0000173"
@@ -352,10 +400,12 @@ def test_archive(tmp_path: Path) -> None:
         (MASS.replace("P_00004,1,RIGHT,MLO,2", "P_00005,1,RIGHT,MLO,2"), "auto", ["line 7", "patient", "line 4"]),
         (CALC.replace(",3,RIGHT", ",x,RIGHT"), "auto", ["line 2", "breast density", "'x'"]),
         (VINDR.replace("DENSITY A", "DENSITY E"), "auto", ["line 4", "breast_density", "'DENSITY E'", "A, B, C, D"]),
-        (VINDR.replace(",test", ",holdout"), "auto", ["line 4", "split", "'holdout'"]),
         (RSNA.replace("density", "densities"), "rsna", ["no column density"]),
         (RSNA.replace(",B,", ",2,"), "auto", ["line 3", "density", "'2'", "A, B, C, D"]),
         (MIAS.replace("mdb003 D", "mdb003 E"), "auto", ["line 8", "tissue", "'E'", "F, G, D"]),
+        (MIAS.replace("mdb003 D NORM ", "mdb003 a film of"), "auto", ["line 8", "tissue", "'a'"]),
+        (MIAS.replace("mdb003 D", "mdb003 dense"), "auto", ["line 8", "tissue", "'dense'"]),
+        (MIAS.replace("mdb003 D NORM ", "mdb003 dense"), "auto", ["line 8", "tissue", "'dense'"]),
         (MIAS.replace("mdb003 D NORM ", "mdb003"), "auto", ["line 8", "1 field"]),
         (MIAS.replace("mdb005 F CIRC B 500", "mdb005 G CIRC B 500"), "auto", ["line 10", "'G'", "line 9", "'F'"]),
         (PATHS, "vindr", ["no column study_id", "remark"]),
@@ -371,6 +421,12 @@ def test_wrong_files(tmp_path: Path, content: str, wanted: Any, said: list[str])
     assert all(part in message for part in [str(tmp_path / "labels.csv"), *said])
     assert "P_0000" not in message
     assert "10025" not in message
+
+
+def test_wrong_split(tmp_path: Path) -> None:
+    """A split that is asked for must have names that are known."""
+    with pytest.raises(InputError, match="line 4, split: 'holdout', expected train, validation or test"):
+        read(tmp_path, VINDR.replace(",test", ",holdout"), SPLIT)
 
 
 def test_no_middle_of_three_tissues(tmp_path: Path) -> None:

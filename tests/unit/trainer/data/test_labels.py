@@ -142,7 +142,7 @@ def test_accession_number_that_is_a_path(tmp_path: Path, accession: str) -> None
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le", "utf-16-be"])
 def test_spreadsheets(tmp_path: Path, delimiter: str, end: str, encoding: str) -> None:
     """Separators, line ends, byte order marks and encodings of spreadsheets, and line breaks in quotes, are read."""
     rows = [
@@ -161,6 +161,41 @@ def test_spreadsheets(tmp_path: Path, delimiter: str, end: str, encoding: str) -
     assert label_of(labels) == {"007": 1, "08": 0}
     assert labels.entries["007"].line == 4
     assert labels.entries["08"].line == 6
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("line", ["sep={}\n", '"sep={}"\r\n', 'SEP="{}"\r'])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_line_that_tells_the_delimiter(tmp_path: Path, delimiter: str, line: str, encoding: str) -> None:
+    """Excel's first line decides the delimiter, whatever else there is more of, and counts as a line."""
+    cells = [["a,b;c\td,e;f\tg".replace(delimiter, " "), "Classification", "AccessionNumber"], ["", "1", "007"]]
+    rows = "\n".join(map(delimiter.join, cells))
+    labels = read_labels(write(tmp_path, (line.format(delimiter) + rows).encode(encoding)))
+    assert label_of(labels) == {"007": 0}
+    assert labels.entries["007"].line == 3
+
+
+def test_a_line_that_tells_the_delimiter_is_counted(tmp_path: Path) -> None:
+    """Messages name lines as an editor counts them, and a file of that line alone is refused as an empty one."""
+    assert "line 3, Classification" in refusal(
+        write(tmp_path, "sep=;\nAccessionNumber;Classification\na;9\n"), SelectionConfig()
+    )
+    assert "line 2: the columns are a, b" in refusal(write(tmp_path, "sep=;\na;b\n1;2\n"))
+    assert "the columns are none" in refusal(write(tmp_path, "sep=;"))
+
+
+@pytest.mark.parametrize("written", ['="0001"', '"=""0001"""', ' =" 0001 " '])
+def test_text_formulas(tmp_path: Path, written: str) -> None:
+    """Excel's formula that keeps the zeros of an accession number means that number, in a header its column."""
+    labels = read_labels(write(tmp_path, f'="AccessionNumber",Classification\n{written},="2"\n0002,1\n'))
+    assert label_of(labels) == {"0001": 1, "0002": 0}
+    assert labels.class_names == ("1", "2")
+
+
+@pytest.mark.parametrize("written", ["=0001", '="0001', "=", "'0001'"])
+def test_what_is_no_text_formula(tmp_path: Path, written: str) -> None:
+    """Nothing else is calculated."""
+    assert label_of(read_labels(write(tmp_path, HEADER + f"{written},1,\n"))) == {written: 0}
 
 
 CSV = "image,label,patient,view,laterality,split\n"
@@ -189,10 +224,8 @@ CSV = "image,label,patient,view,laterality,split\n"
         (b"\xff\xfe\x00", ["UTF-16"]),
         (CSV + "a.png,1,accession-a,,,\na.png,1,accession-b,,,\n", ["line 3", "patient", "line 2"]),
         (CSV + "a.png,1,,,,\na.png,1,accession-a,,,\na.png,1,accession-b,,,\n", ["line 4", "patient", "line 3"]),
-        (CSV + "a.png,1,,,,test\n./a.png,1,,,,train\n", ["line 3", "split", "line 2"]),
         (CSV + "a.png,1,,CC,,\na.png,1,,MLO,,\n", ["line 3", "view", "line 2"]),
-        (CSV + "a.png,1,,,,fold 1\n", ["line 2", "split", "'fold 1'", "train, validation or test"]),
-        (CSV + "a.png,1\n", ["line 2", "2 of 6 fields", "split"]),
+        (CSV + "a.png,1\n", ["line 2", "2 of 6 fields", "laterality"]),
         ("accession-a;x;0000123\n", ["line 1", "(a number)"]),
     ],
 )  # fmt: skip
@@ -213,6 +246,9 @@ def test_wrong_files(tmp_path: Path, content: str | bytes, said: list[str]) -> N
         (HEADER + "a,1,\n", {"format": "csv"}, ["no column image", "AccessionNumber"]),
         (HEADER + "a,1,\n", {"format": "mini-mias"}, ["no rows"]),
         (CSV + "a,1,,,,\n", {"format": "archive"}, ["no column AccessionNumber", "laterality"]),
+        (CSV + "a.png,1,,,,test\n./a.png,1,,,,train\n", {"published_split": True}, ["line 3", "split", "line 2"]),
+        (CSV + "a.png,1,,,,fold 1\n", {"published_split": True}, ["line 2", "split", "'fold 1'", "validation or test"]),
+        (CSV + "a.png,1\n", {"published_split": True}, ["line 2", "2 of 6 fields", "split"]),
     ],
 )
 def test_wrong_selections(tmp_path: Path, content: str, classes: dict[str, Any], said: list[str]) -> None:
@@ -253,6 +289,7 @@ HEADERS = (
     "study_id,image_id,breast_density,split\n",
     "patient_id,image_id,laterality,view,density\n",
     "mdb001 G NORM\n",
+    "sep=;\nimage;label;split\n",
 )
 ROWS = st.text('abAB012345.,;\t"\n\r /\\<>mdFGD', max_size=80)
 
@@ -287,6 +324,7 @@ def test_any_bytes(
 
 
 CELLS = st.text(st.characters(codec="latin-1", exclude_characters="/\\\0"), max_size=12).map(str.strip)
+CELLS = CELLS.filter(lambda cell: not cell.startswith('="'))  # Excel's formula for a text
 KEYS = st.one_of(
     CELLS.filter(lambda cell: cell not in {"", ".", ".."}), st.from_regex(r"0{0,4}[0-9]{1,9}", fullmatch=True)
 )
@@ -324,7 +362,7 @@ def test_order_of_rows_means_nothing(tmp_path_factory: pytest.TempPathFactory, d
         lines = "".join(",".join(cells) + "\n" for cells in order)
         path = write(tmp_path_factory.getbasetemp(), "image,label,patient,split\n" + lines)
         try:
-            labels = read_labels(path, SKIP)
+            labels = read_labels(path, SelectionConfig(skip_unknown_labels=True, published_split=True))
         except InputError as error:
             results.append(type(error))
             continue

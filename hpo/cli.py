@@ -202,7 +202,7 @@ def data_check(everywhere: Everywhere, /, *, as_json: bool, preview: Path | None
     if as_json:
         click.echo(found.report.model_dump_json(indent=2))
     else:
-        _stdout().print(*archive_tables(found.report))
+        _stdout().print(*archive_tables(found.report), sep="\n", markup=False, highlight=False)
     return DONE if found.error is None else _say(found.error, _exit_code(found.error))
 
 

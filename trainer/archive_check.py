@@ -14,13 +14,13 @@ from trainer.config import CheckConfig, Strict
 from trainer.contact_sheet import Shown, draw_contact_sheet
 from trainer.data.archive import find_candidates
 from trainer.data.cache import UnusableArchiveError
-from trainer.data.decoder_pool import DecoderPool
+from trainer.data.decoder_pool import MEMORY_BYTES, DecoderPool
 from trainer.data.labels import read_labels
 from trainer.data.naming import Naming, choose_naming
 from trainer.data.progress import Progress
 from trainer.data.records import Dataset, ImageRecord, Rejection
 from trainer.data.report import write_report
-from trainer.errors import DataError
+from trainer.errors import DataError, InputError, TrainerError
 from trainer.opening import open_archive
 from trainer.protocols import StopSignal
 
@@ -68,8 +68,8 @@ class Checked:
     """An archive that was looked at."""
 
     report: ArchiveReport
-    error: DataError | None
-    """Why it cannot be used."""
+    error: TrainerError | None
+    """Why it cannot be used, or what of the look at it cannot be written."""
 
 
 def check_archive(
@@ -89,7 +89,7 @@ def check_archive(
         StopRequestedError: asked to *stop*; what is decoded is kept.
     """
     labels = read_labels(config.csv, config.selection())
-    error: DataError | None = None
+    error: TrainerError | None = None
     dataset: Dataset | None
     try:
         dataset = open_archive(
@@ -97,12 +97,14 @@ def check_archive(
             cache_mode=config.cache_mode, stop=stop, progress=progress, despite_broken=True,
         )  # fmt: skip
         rejections: Sequence[Rejection] = dataset.rejections
-        if config.cv_folds is not None:
-            error = _folds_error(dataset, config.cv_folds)
+        error = _division_error(config, dataset)
     except UnusableArchiveError as unusable:
         error, dataset, rejections = unusable, unusable.dataset, unusable.rejections
-    outputs.mkdir(parents=True, exist_ok=True)
-    write_report(outputs / REPORT, rejections)
+    try:
+        outputs.mkdir(parents=True, exist_ok=True)
+        write_report(outputs / REPORT, rejections)
+    except OSError as unwritable:
+        error = error or InputError(f"{outputs / REPORT}: cannot be written: {unwritable.strerror}")
     if preview is not None and dataset is not None:
         _draw(config, dataset, choose_naming(outputs, pseudonyms=config.pseudonyms), preview)
     records = () if dataset is None else dataset.records
@@ -128,12 +130,17 @@ def check_archive(
     return Checked(report, error)
 
 
-def _folds_error(dataset: Dataset, n_folds: int) -> DataError | None:
-    """Return why *n_folds* folds cannot be made, or None."""
-    from trainer.data.division import make_folds  # noqa: PLC0415  a second of imports, for those who ask
+def _division_error(config: CheckConfig, dataset: Dataset) -> DataError | None:
+    """Return why the folds that are asked for, or the published split, cannot be made, or None."""
+    if config.cv_folds is None and not config.published_split:
+        return None
+    from trainer.data.division import holdout, make_folds  # noqa: PLC0415  a second of imports, for those who ask
 
     try:
-        make_folds(dataset, n_folds, 0)
+        if config.cv_folds is not None:
+            make_folds(dataset, config.cv_folds, config.seed)
+        else:
+            holdout(dataset, 0.5, config.seed)
     except DataError as error:
         return error
     return None
@@ -155,7 +162,9 @@ def _draw(config: CheckConfig, dataset: Dataset, naming: Naming, preview: Path) 
     path_of = {candidate.name: config.dicom_root / candidate.path for candidate in candidates}
     records = [dataset.records[index] for index in chosen]
     with DecoderPool(config.preprocessing(), len(records)) as pool:
-        before = [image for _, image in pool.answers("show", ((path_of[record.path], 2**20) for record in records))]
+        # One by one: how much memory each needs is not known any more.
+        files = ((path_of[record.path], MEMORY_BYTES) for record in records)
+        before = [image for _, image in pool.answers("show", files)]
     after = _images(dataset, chosen)
     shown = [
         Shown(dataset.class_names[record.label], record.laterality, record.view, old, new)

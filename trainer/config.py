@@ -351,6 +351,8 @@ class CheckConfig(PreprocessingConfig, ArchiveConfig):
     """Where decoded images are kept; with disk a run with the same settings finds them."""
     cv_folds: int | None = Field(None, ge=2)
     """Also see whether so many folds can be made of it."""
+    seed: int = Field(42, ge=0)
+    """Seed of these folds."""
 
 
 class RunConfig(TrainConfig, ByHandConfig):

@@ -7,8 +7,8 @@ Nothing is opened here. Symbolic links are judged first: what they lead to must 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.data.labels import Entry, Labels
@@ -48,6 +48,8 @@ class _Found:
     code: Code | None = None
     """Why it is not even opened."""
     reason: str = ""
+    real: str | None = None
+    """Its path without links, where it is reached by one."""
 
 
 def check_root(root: Path) -> None:
@@ -73,6 +75,7 @@ def find_candidates(
     candidates: list[Candidate] = []
     rejections: list[Rejection] = []
     seen: set[str] = set()
+    real_path_of: dict[str, str] = {}
     for found in _walk(root):
         key = labels.key_of(found.path)
         entry = None if key is None else labels.entries.get(key)
@@ -90,41 +93,74 @@ def find_candidates(
             patient = None if stated is None else naming.patient(stated)
             split = (entry.split or "train") if published_split else None
             candidates.append(Candidate(found.path, name, naming.accession(key), patient, entry.label, entry, split))
+            if found.real is not None:
+                real_path_of[found.path] = found.real
     for key in labels.entries.keys() - seen:
         entry = labels.entries[key]
         reason = entry.reason or "the label file speaks of it, and there is no such image"
         rejections.append(Rejection(naming.accession(_shown(key)), entry.code or Code.NO_IMAGE, reason))
-    return sorted(candidates, key=lambda candidate: candidate.path), rejections
+    candidates, again = _without_second_names(candidates, real_path_of)
+    return sorted(candidates, key=lambda candidate: candidate.path), rejections + again
+
+
+def _without_second_names(
+    candidates: list[Candidate], real_path_of: Mapping[str, str]
+) -> tuple[list[Candidate], list[Rejection]]:
+    """
+    Return *candidates* without those that are links to others of them: the same file, and not the same image twice.
+
+    Args:
+        candidates: Files with a label.
+        real_path_of: Path without links of those that are reached by one.
+    """
+    own = {candidate.path for candidate in candidates if candidate.path not in real_path_of}
+    kept = [candidate for candidate in candidates if real_path_of.get(candidate.path) not in own]
+    reason = "a link to an image that is used under its own name"
+    again = [
+        Rejection(candidate.name, Code.LINK, reason)
+        for candidate in candidates
+        if real_path_of.get(candidate.path) in own
+    ]
+    return kept, again
 
 
 def _walk(root: Path) -> Iterator[_Found]:
     """Yield every file below *root*, and every link that is not followed."""
     real_root = os.path.realpath(root)
-    yield from _walk_folder(str(root), "", real_root, within_link=False)
-
-
-def _walk_folder(folder: str, prefix: str, real_root: str, *, within_link: bool) -> Iterator[_Found]:
-    """Yield what is in *folder*, whose path relative to the root is *prefix*."""
-    folders: list[tuple[str, str, bool]] = []
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        yield _Found(prefix.rstrip("/"), Code.UNDECODABLE, f"a folder that cannot be read: {error.strerror}")
-        return
-    for entry in entries:
-        path = prefix + entry.name
-        if entry.is_symlink():
-            found = _judge_link(entry.path, path, real_root, within_link=within_link)
+    waiting = [_Folder(str(root), "", within_link=False)]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = list(os.scandir(folder.place))
+        except OSError as error:
+            path = folder.prefix.rstrip("/")
+            yield _Found(path, Code.UNDECODABLE, f"a folder that cannot be read: {error.strerror}")
+            continue
+        for entry in entries:
+            path = folder.prefix + entry.name
+            found: _Found | None = None
+            if entry.is_symlink():
+                found = _judge_link(entry.path, path, real_root, within_link=folder.within_link)
+            elif not entry.is_dir(follow_symlinks=False):
+                found = _judge_file(path, is_regular=entry.is_file(follow_symlinks=False))
+                if folder.within_link and found.code is None:
+                    found = replace(found, real=_relative(os.path.realpath(entry.path), real_root))
             if found is None:
-                folders.append((entry.path, f"{path}/", True))
+                within_link = folder.within_link or entry.is_symlink()
+                waiting.append(_Folder(entry.path, f"{path}/", within_link=within_link))
             else:
                 yield found
-        elif entry.is_dir(follow_symlinks=False):
-            folders.append((entry.path, f"{path}/", within_link))
-        else:
-            yield _judge_file(path, is_regular=entry.is_file(follow_symlinks=False))
-    for inner, inner_prefix, inner_within_link in folders:
-        yield from _walk_folder(inner, inner_prefix, real_root, within_link=inner_within_link)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder that is still to be looked into."""
+
+    place: str
+    prefix: str
+    """Of the paths of what is in it, relative to the root."""
+    within_link: bool
+    """Whether it is reached by a link."""
 
 
 def _judge_link(link: str, path: str, real_root: str, *, within_link: bool) -> _Found | None:
@@ -134,7 +170,8 @@ def _judge_link(link: str, path: str, real_root: str, *, within_link: bool) -> _
         return _Found(path, Code.OUTSIDE_ROOT, "a link that leads out of the root")
     if not os.path.isdir(target):  # noqa: PTH112  strings throughout: 20 000 files a second
         if os.path.exists(target):  # noqa: PTH110
-            return _judge_file(path, is_regular=os.path.isfile(target))  # noqa: PTH113
+            found = _judge_file(path, is_regular=os.path.isfile(target))  # noqa: PTH113
+            return replace(found, real=_relative(target, real_root))
         return _Found(path, Code.LINK, "a link that leads nowhere")
     if _is_below(os.path.realpath(os.path.dirname(link)), target):  # noqa: PTH120
         return _Found(path, Code.LINK, "a link to a folder that it is in")
@@ -153,6 +190,11 @@ def _judge_file(path: str, *, is_regular: bool) -> _Found:
     if not is_regular:
         return _Found(path, Code.NOT_IMAGE, "no regular file")
     return _Found(path)
+
+
+def _relative(path: str, real_root: str) -> str:
+    """Return *path*, which is below *real_root*, relative to it."""
+    return os.path.relpath(path, real_root)
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from trainer.config import PreprocessingConfig, SelectionConfig
 from trainer.data import cache_files
@@ -33,9 +35,8 @@ from trainer.data.archive import find_candidates
 from trainer.data.building import Building
 from trainer.data.cache_files import About, pixel_versions
 from trainer.data.decoder_pool import DecoderPool
-from trainer.data.decoding import Nowhere, decode, settle
+from trainer.data.decoding import Nowhere, Settled, Sink, decode, settle
 from trainer.data.inspection import Usable, inspect
-from trainer.data.known_files import KnownFiles
 from trainer.data.label_formats import LabelFormat
 from trainer.data.labels import Labels, read_labels
 from trainer.data.memory_images import MemoryWriter
@@ -43,7 +44,7 @@ from trainer.data.naming import AsTheArchive, Naming
 from trainer.data.on_demand import OnDemand
 from trainer.data.preprocess import PREPROCESSING_VERSION
 from trainer.data.progress import Progress
-from trainer.data.records import Dataset, Rejection
+from trainer.data.records import Dataset, Rejection, Unkept
 from trainer.errors import DataError, InputError, OtherDataError
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,8 @@ def open_dataset(
             that each image is decoded again whenever it is read.
         expected_hash: Of the data that these must be; None accepts any.
         progress: Called while this process works.
-        despite_broken: Decode what is there before too many broken files are an error, to report on all of it.
+        despite_broken: Decode what is there before too many broken files, or a class without images, are an error, to
+            report on all of it.
 
     Raises:
         OtherDataError: they are not the expected ones; nothing is decoded.
@@ -121,13 +123,13 @@ def open_dataset(
     candidates, rejections = find_candidates(dicom_root, labels, naming, published_split=selection.published_split)
     if not candidates:
         raise UnusableArchiveError(f"{dicom_root}: no file in it has a usable label in {csv}", rejections)
-    known = KnownFiles(cache_dir if cache_mode == "disk" else None, dicom_root, naming)
+    known_in = cache_dir if cache_mode == "disk" else None
     with DecoderPool(preprocessing, len(candidates)) as pool:
-        usable, left_out = inspect(dicom_root, candidates, pool, known, naming, selection, progress)
+        usable, left_out = inspect(dicom_root, candidates, pool, known_in, naming, selection, progress)
         rejections += left_out
         if not despite_broken:
             _check_broken(rejections, len(candidates), selection)
-        _check_classes({entry.candidate.label for entry in usable}, labels, csv, rejections)
+            _check_classes({entry.candidate.label for entry in usable}, labels, csv, rejections)
         about = About(
             data_hash=_hash(usable, labels.class_names, preprocessing),
             class_names=labels.class_names,
@@ -183,6 +185,7 @@ def _on_disk(opening: _Opening, folder: Path) -> Dataset:
     except OSError as error:
         raise DataError(f"{folder}: the decoded images cannot be kept there: {error.strerror or error}") from error
     dataset = cache_files.open_folder(folder)
+    _check_index(dataset, opening, folder)
     # Files that were never decoded are not part of the hash: another copy of the archive may have others of them.
     names = {entry.candidate.name for entry in opening.usable}
     refused = [rejection for rejection in dataset.rejections if rejection.path in names]
@@ -192,29 +195,40 @@ def _on_disk(opening: _Opening, folder: Path) -> Dataset:
 def _in_memory(opening: _Opening) -> Dataset:
     """Return the data set in an array of this process's own."""
     logger.info("decoding %d images into memory", len(opening.usable), extra={"action": "decoding"})
-    config = opening.about.preprocessing
     try:
-        with MemoryWriter(config.img_size) as writer:
-            outcomes = decode(opening.root, opening.usable, opening.pool, writer, opening.progress)
-            settled = settle(opening.usable, outcomes)
-            _check_any(opening, settled.rows, settled.rejections)
+        with MemoryWriter(opening.about.preprocessing.img_size) as writer:
+            settled = _decode_into(writer, opening)
             images = writer.images(settled.rows)
     except OSError as error:
         raise DataError(f"the decoded images cannot be kept in memory: {error.strerror or error}") from error
-    rejections = _sorted([*opening.rejections, *settled.rejections])
-    return Dataset(images, settled.records, opening.about.class_names, rejections, opening.about.data_hash)
+    return _dataset(opening, images, settled)
 
 
 def _on_demand(opening: _Opening) -> Dataset:
     """Return the data set without an array; each file is decoded once, to know which of them can be used."""
     logger.info("decoding %d images to check them", len(opening.usable), extra={"action": "decoding"})
-    config = opening.about.preprocessing
-    outcomes = decode(opening.root, opening.usable, opening.pool, Nowhere(), opening.progress)
-    settled = settle(opening.usable, outcomes)
-    _check_any(opening, settled.rows, settled.rejections)
+    settled = _decode_into(Nowhere(), opening)
     path_of = {entry.candidate.name: entry.candidate.path for entry in opening.usable}
     paths = tuple(path_of[record.path] for record in settled.records)
-    images = OnDemand(opening.root.absolute(), paths, config)
+    names = tuple(record.path for record in settled.records)
+    images = OnDemand(opening.root.absolute(), paths, opening.about.preprocessing, names if names != paths else None)
+    return _dataset(opening, images, settled)
+
+
+def _decode_into(sink: Sink, opening: _Opening) -> Settled:
+    """Decode what is to be decoded into *sink*, and return which images are used: one at least."""
+    outcomes = decode(opening.root, opening.usable, opening.pool, sink, opening.progress)
+    settled = settle(opening.usable, outcomes)
+    if not settled.rows:
+        raise UnusableArchiveError(
+            f"{opening.root}: none of {len(opening.usable)} images can be used; "
+            f"{f'the first: {settled.rejections[0].reason}' if settled.rejections else 'all are left out'}",
+            _sorted([*opening.rejections, *settled.rejections]),
+        )
+    return settled
+
+
+def _dataset(opening: _Opening, images: NDArray[np.uint8] | Unkept, settled: Settled) -> Dataset:
     rejections = _sorted([*opening.rejections, *settled.rejections])
     return Dataset(images, settled.records, opening.about.class_names, rejections, opening.about.data_hash)
 
@@ -259,9 +273,7 @@ def _build(folder: Path, opening: _Opening) -> None:
     with Building(folder, opening.about) as building:
         if building.done:
             logger.info("%d of them are decoded already", len(building.done), extra={"action": "decoding_resumed"})
-        outcomes = decode(opening.root, opening.usable, opening.pool, building, opening.progress)
-        settled = settle(opening.usable, outcomes)
-        _check_any(opening, settled.rows, settled.rejections)
+        settled = _decode_into(building, opening)
         building.finish(settled.rows)
     rejections = _sorted([*opening.rejections, *settled.rejections])
     cache_files.write_about(folder, opening.about, settled.records, rejections)
@@ -299,13 +311,17 @@ def _check_split(labels: Labels, csv: Path, selection: SelectionConfig) -> None:
         raise InputError(f"{csv}: no split in it, expected a column split for published_split")
 
 
-def _check_any(opening: _Opening, rows: Sequence[int], refused: Sequence[Rejection]) -> None:
-    """Raise UnusableArchiveError if not one image is left."""
-    if not rows:
-        raise UnusableArchiveError(
-            f"{opening.root}: none of {len(opening.usable)} images can be used; the first: {refused[0].reason}",
-            _sorted([*opening.rejections, *refused]),
-        )
+def _check_index(dataset: Dataset, opening: _Opening, folder: Path) -> None:
+    """Raise DataError if the records in *folder* are not of the files that are there: its key says that they are."""
+    known = {
+        entry.candidate.name: (entry.sha256, entry.candidate.accession, entry.candidate.label, entry.candidate.split)
+        for entry in opening.usable
+    }
+    for record in dataset.records:
+        if known.get(record.path) != (record.sha256, record.accession, record.label, record.split):
+            raise DataError(
+                f"{folder}: damaged: its index is not that of these images; remove it and it is built again"
+            )
 
 
 def _check_broken(

@@ -92,7 +92,7 @@ def open_folder(folder: Path) -> Dataset:
         # "c": copy-on-write, because torch warns about arrays that it must not write to.
         images = np.load(images_path(folder), mmap_mode="c", allow_pickle=False)
         rejections = read_report(folder / _REPORT)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(f"{folder}: damaged ({error}); remove it and it is built again") from error
     side = about.preprocessing.img_size
     if images.dtype != np.uint8 or images.shape != (len(records), side, side):

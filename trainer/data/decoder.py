@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -31,8 +32,7 @@ from trainer.data.records import Code
 
 Task = Literal["inspect", "decode", "show"]
 
-
-MAX_OWN_BYTES = 5 * 2**28
+MAX_OWN_BYTES = 2**30
 """Memory that a decoder may take beyond what it starts with: more than an image of `MAX_PIXELS` needs in any encoding."""
 
 
@@ -48,6 +48,8 @@ class Reply(Strict):
 
     sha256: str | None = None
     """Of the file's bytes, where it was inspected."""
+    read_ns: int = 0
+    """When it began to be read, in nanoseconds since 1970, where it was inspected."""
     header: Header | None = None
     """Where it was inspected and accepted."""
     fingerprint: str | None = None
@@ -59,15 +61,16 @@ class Reply(Strict):
 
 def inspect(path: Path) -> Reply:
     """Return the hash of *path* and what its header says."""
+    read_ns = time.time_ns()
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         return Reply(code=Code.UNDECODABLE, reason=f"cannot be read: {error.strerror}")
     try:
-        return Reply(sha256=sha256, header=read_header(path))
+        return Reply(sha256=sha256, read_ns=read_ns, header=read_header(path))
     except RejectedError as rejected:
-        return Reply(sha256=sha256, code=rejected.code, reason=rejected.reason)
+        return Reply(sha256=sha256, read_ns=read_ns, code=rejected.code, reason=rejected.reason)
 
 
 def decode(path: Path, config: PreprocessingConfig) -> tuple[Reply, NDArray[np.uint8] | None]:

@@ -33,10 +33,10 @@ MEMORY_BYTES = 12 * 2**27
 """Of all decoders together: with the process that they decode for they stay below 2 GiB."""
 _BASE_BYTES = 48 * 2**20
 """Of a decoder that has not decoded anything."""
-_BYTES_A_PIXEL = 13
+BYTES_A_PIXEL = 13
 """That a decoder needs at most beyond that, by measurement of every encoding (JPEG 2000 needs most)."""
 _USUAL_PIXELS = 3328 * 2560
-_USUAL_BYTES = _BASE_BYTES + _BYTES_A_PIXEL * _USUAL_PIXELS
+_USUAL_BYTES = _BASE_BYTES + BYTES_A_PIXEL * _USUAL_PIXELS
 """What a decoder keeps between two images, if there is room: to have it again, zeroed, takes up to a third of an image's time."""
 _NEVER = 2**30
 _FILES_A_DECODER = 8
@@ -64,17 +64,21 @@ class Decoder:
 
     def ask(self, request: Request) -> Answer:
         """
-        Return the answer to *request*; a file that kills its decoder, or hangs it, is UNDECODABLE.
+        Return the answer to *request*; a file that kills its decoder, or hangs it, twice is UNDECODABLE.
+
+        Twice, because a machine that is out of memory or of breath for a moment must not decide what an archive is.
 
         Raises:
             TrainerError: decoders do not work in this installation.
         """
-        process = self._process or self._start()
-        try:
-            return self._exchange(process, request)
-        except (_DecoderDiedError, BrokenPipeError) as error:
-            self.close()
-            return Reply(code=Code.UNDECODABLE, reason=f"decoding ended its process: {error}"), None
+        for _ in range(2):
+            process = self._process or self._start()
+            try:
+                return self._exchange(process, request)
+            except (_DecoderDiedError, BrokenPipeError) as error:
+                self.close()
+                reason = f"decoding ended its process: {error}"
+        return Reply(code=Code.UNDECODABLE, reason=reason), None
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -188,7 +192,7 @@ class DecoderPool:
         fit = MEMORY_BYTES // _USUAL_BYTES
         size = min(len(os.sched_getaffinity(0)), 1 + files // _FILES_A_DECODER, fit)
         # So that there is room for the largest image when all have kept what they may.
-        self._kept_bytes = min(_USUAL_BYTES, (MEMORY_BYTES - _BYTES_A_PIXEL * MAX_PIXELS) // size)
+        self._kept_bytes = min(_USUAL_BYTES, (MEMORY_BYTES - BYTES_A_PIXEL * MAX_PIXELS) // size)
         self._decoders = [Decoder(config, kept_bytes=self._kept_bytes) for _ in range(size)]
         self._memory = _Memory(MEMORY_BYTES - size * self._kept_bytes)
         self._idle: SimpleQueue[Decoder] = SimpleQueue()
@@ -213,19 +217,19 @@ class DecoderPool:
 
         Args:
             task: What is asked about each.
-            files: Path, and the number of pixels to be decoded: 0 where none are.
+            files: Path, and the bytes of memory that a decoder may need for it.
         """
         ahead = 4 * len(self._decoders)
         under_way: deque[Future[Answer]] = deque()
-        for path, pixels in files:
-            under_way.append(self._threads.submit(self._ask, Request(task=task, path=path), pixels))
+        for path, needed in files:
+            under_way.append(self._threads.submit(self._ask, Request(task=task, path=path), needed))
             if len(under_way) > ahead:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
 
-    def _ask(self, request: Request, pixels: int) -> Answer:
-        with self._memory.share(max(0, _BASE_BYTES + _BYTES_A_PIXEL * pixels - self._kept_bytes)):
+    def _ask(self, request: Request, needed: int) -> Answer:
+        with self._memory.share(max(0, _BASE_BYTES + needed - self._kept_bytes)):
             decoder = self._idle.get()
             try:
                 return decoder.ask(request)

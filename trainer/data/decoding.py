@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.decoder_pool import DecoderPool
-from trainer.data.inspection import Usable
+from trainer.data.decoder_pool import BYTES_A_PIXEL, DecoderPool
+from trainer.data.inspection import Usable, check_unchanged
 from trainer.data.patients import group_patients
 from trainer.data.progress import Progress
 from trainer.data.records import Code, ImageRecord, Rejection
@@ -65,17 +65,28 @@ class Settled:
 def decode(
     root: Path, usable: Sequence[Usable], pool: DecoderPool, sink: Sink, progress: Progress | None
 ) -> list[Outcome]:
-    """Decode the *usable* files that *sink* has not yet, give it what comes of each, and return what came of all."""
+    """
+    Decode the *usable* files that *sink* has not yet, give it what comes of each, and return what came of all.
+
+    Raises:
+        DataError: a file is not the one any more that was inspected.
+    """
     outcomes = list(sink.done)
     rest = usable[len(outcomes) :]
-    files = ((root / entry.candidate.path, entry.pixels) for entry in rest)
-    for reply, image in pool.answers("decode", files):
+    files = ((root / entry.candidate.path, _bytes_for(entry)) for entry in rest)
+    for entry, (reply, image) in zip(rest, pool.answers("decode", files), strict=True):
+        check_unchanged(root, entry.candidate, entry.stamp)
         outcome = Outcome(reply.fingerprint, reply.code, reply.reason or "")
         sink.add(outcome, image)
         outcomes.append(outcome)
         if progress is not None:
             progress("decoding", len(outcomes), len(usable))
     return outcomes
+
+
+def _bytes_for(entry: Usable) -> int:
+    """Return how much memory a decoder may need for a file: for what is in it, and for its pixels."""
+    return (0 if entry.stamp is None else entry.stamp.size) + BYTES_A_PIXEL * entry.pixels
 
 
 def settle(usable: Sequence[Usable], outcomes: Sequence[Outcome]) -> Settled:

@@ -12,14 +12,11 @@ import hashlib
 import io
 import logging
 import os
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from trainer.data.mammogram import Header
-from trainer.data.naming import Naming
 from trainer.data.records import Code
 from trainer.files import write_text
 
@@ -51,9 +48,9 @@ class Stamp:
         status = os.stat(path)  # noqa: PTH116  as strings: 20 000 of them in a moment
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
-    def settled(self, now_ns: int) -> bool:
-        """Return whether the file had not changed for a while before *now_ns*."""
-        return max(self.mtime_ns, self.ctime_ns) < now_ns - _SETTLED_NS
+    def settled(self, read_ns: int) -> bool:
+        """Return whether the file had not changed for a while before it was read, at *read_ns*."""
+        return max(self.mtime_ns, self.ctime_ns) < read_ns - _SETTLED_NS
 
 
 @dataclass(frozen=True)
@@ -62,40 +59,50 @@ class Known:
 
     sha256: str
     header: Header | None
-    """Its patient_id is what the patient is called in files."""
+    """Its patient_id is what the patient is called in files, or a hash of that where nobody has to read it."""
     code: Code | None = None
     reason: str = ""
 
 
 class KnownFiles:
-    """What is known of the files below one root, kept in one file of *folder*; without a folder nothing is kept."""
+    """
+    What is known of the files below one root, kept in one file of *folder*; without a folder nothing is kept.
 
-    def __init__(self, folder: Path | None, root: Path, naming: Naming) -> None:
-        readers = [str(READER_VERSION), version("pydicom"), version("pillow"), naming.identity]
+    What is known under another *identity* has other names.
+    """
+
+    def __init__(self, folder: Path | None, root: Path, *identity: str) -> None:
+        readers = [str(READER_VERSION), version("pydicom"), version("pillow"), *identity]
         key = hashlib.sha256("\n".join([os.path.realpath(root), *readers]).encode(errors="surrogateescape"))
         self._path = None if folder is None else folder / f"known-{key.hexdigest()[:32]}.csv"
         self._known = _read(self._path) if self._path is not None else {}
-        self._opened_ns = time.time_ns()
+        self._is_changed = False
 
     def get(self, name: str, stamp: Stamp) -> Known | None:
         """Return what is known of the file called *name* if it still has its *stamp*."""
         entry = self._known.get(name)
         return entry[1] if entry is not None and entry[0] == stamp else None
 
-    def keep(self, files: Mapping[str, tuple[Stamp, Known]]) -> None:
-        """Keep what is known of *files* beside what was known; where it cannot be written, nothing is kept."""
-        # A file that had changed just before it was read may have changed again within the same tick of its clock.
-        settled = {name: entry for name, entry in files.items() if entry[0].settled(self._opened_ns)}
-        now = self._known | settled
-        if self._path is None or now == self._known:
+    def add(self, name: str, stamp: Stamp, known: Known, read_ns: int) -> None:
+        """Take note of what was learnt of a file that was read at *read_ns* and had *stamp* before and after that."""
+        # One that had changed just before it was read may have changed again within the same tick of its clock.
+        if stamp.settled(read_ns):
+            self._known[name] = (stamp, known)
+            self._is_changed = True
+
+    def keep(self) -> None:
+        """Write down what is known; where that cannot be written, nothing is kept."""
+        if self._path is None or not self._is_changed:
             return
+        self._is_changed = False
         buffer = io.StringIO(newline="")
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(_COLUMNS)
-        writer.writerows(_row(name, stamp, known) for name, (stamp, known) in now.items())
+        writer.writerows(_row(name, stamp, known) for name, (stamp, known) in self._known.items())
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self._path, buffer.getvalue())
+            self._path.chmod(0o600)  # nobody else needs to know
         except OSError as error:
             logger.debug("%s: not kept: %s", self._path, error)
 

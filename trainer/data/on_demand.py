@@ -28,6 +28,8 @@ class OnDemand:
     paths: tuple[str, ...]
     """N files, relative to the root, POSIX."""
     preprocessing: PreprocessingConfig
+    names: tuple[str, ...] | None = None
+    """N pseudonyms, where paths must not be told."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -48,14 +50,15 @@ class OnDemand:
         """
         images = np.empty((len(indices), *self.shape[1:]), dtype=np.uint8)
         for row, index in enumerate(indices):
-            images[row] = self._decoded(self.root / self.paths[index])
+            images[row] = self._decoded(int(index))
         return images
 
-    def _decoded(self, path: Path) -> NDArray[np.uint8]:
-        """Return the (H, W) image of *path*, which could be decoded when the data set was opened."""
+    def _decoded(self, index: int) -> NDArray[np.uint8]:
+        """Return the (H, W) image at *index*, which could be decoded when the data set was opened."""
+        path = self.root / self.paths[index]
         reply, image = decode(path, self.preprocessing)
         if image is None:
-            raise DataError(f"{path}: cannot be decoded any more: {reply.reason}")
+            raise DataError(f"{self.names[index] if self.names else path}: cannot be decoded any more: {reply.reason}")
         return image
 
 

@@ -37,7 +37,7 @@ class Code(StrEnum):
     UNKNOWN_LABEL = "UNKNOWN_LABEL"
     OUTSIDE_ROOT = "OUTSIDE_ROOT"
     LINK = "LINK"
-    """A symbolic link that is not followed: it leads nowhere, or in a circle."""
+    """A symbolic link that is not followed: it leads nowhere, in a circle, or to an image that is used under its own name."""
     SYSTEM_FILE = "SYSTEM_FILE"
     """What operating systems leave in folders: hidden files, thumbnails."""
 

@@ -83,6 +83,7 @@ def test_an_archive_without_one_of_its_classes(archive: Path, tmp_path: Path) ->
     found = check_archive(config(archive, classes="multiclass"), tmp_path / "out")
     assert "class '4' has 0 labels and no usable image" in str(found.error)
     assert found.report.report.is_file()
+    assert found.report.images == 64
     binary = check_archive(config(archive, classes="binary"), tmp_path / "out")
     assert binary.error is None
     assert list(binary.report.classes) == ["1-2", "3-4"]
@@ -103,6 +104,28 @@ def test_preview(phantom: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
     picture = np.asarray(Image.open(path).convert("L"))
     assert min(picture.shape) > 300
     assert ((picture > 20) & (picture < 235)).mean() > 0.05
+
+
+def test_a_published_split_that_leaks(phantom: Path, tmp_path: Path) -> None:
+    """What a run would refuse is found by looking."""
+    paths = sorted(path.relative_to(phantom / "archive").as_posix() for path in phantom.rglob("*.dcm"))
+    rows = "".join(
+        f"{path},{number // 4 % 2},{'train' if number % 3 else 'test'}\n" for number, path in enumerate(paths)
+    )
+    (tmp_path / "table.csv").write_text("image,label,split\n" + rows)
+    places = {"csv": tmp_path / "table.csv", "dicom_root": phantom / "archive", "img_size": 32}
+    assert check_archive(CheckConfig(**places), tmp_path / "out").error is None
+    found = check_archive(CheckConfig(**places, published_split=True), tmp_path / "out")
+    assert "16 patients both among its test images and elsewhere" in str(found.error).replace("validation", "test")
+    assert found.report.splits == {"test": 22, "train": 42}
+
+
+def test_a_report_that_cannot_be_written(phantom: Path, tmp_path: Path) -> None:
+    """What was found is told all the same."""
+    (tmp_path / "file").touch()
+    found = check_archive(config(phantom, cache_mode="none"), tmp_path / "file" / "out")
+    assert found.report.images == 64
+    assert "cannot be written" in str(found.error)
 
 
 def test_a_preview_that_cannot_be_written(phantom: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,24 @@ def test_a_file_that_only_looks_unchanged(archive: Path, tmp_path: Path) -> None
     after = opened(archive, tmp_path, progress=lambda *call: calls.append(call))
     assert after.data_hash != before.data_hash
     assert [call for call in calls if call[0] == "reading"] == [("reading", 1, 1)]
+
+
+@pytest.mark.parametrize("stage", ["reading", "decoding"])
+@pytest.mark.parametrize("cache_mode", ["disk", "memory", "none"])
+def test_a_file_that_changes_meanwhile(archive: Path, tmp_path: Path, stage: str, cache_mode: str) -> None:
+    """What was hashed must be what was decoded: an archive that somebody writes to is refused, and nothing of it is kept."""
+    last = archive / "archive" / "0000016" / "R_MLO.dcm"
+    content = last.read_bytes()
+
+    def change(now: str, done: int, _total: int) -> None:
+        if (now, done) == (stage, 5):
+            last.write_bytes(content[:-2] + b"xx")
+
+    with pytest.raises(DataError, match=r"0000016/R_MLO\.dcm: changed while the archive was read"):
+        opened(archive, tmp_path / "cache", cache_mode=cache_mode, progress=change)
+    assert not list(tmp_path.glob("cache/*/images.npy"))
+    last.write_bytes(content)
+    assert len(opened(archive, tmp_path / "cache").records) == 64
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"\xff\x00\n", None])
@@ -290,6 +309,33 @@ def test_a_damaged_cache(phantom: Path, tmp_path: Path) -> None:
     np.save(array, np.zeros((63, 64, 64), np.uint8))
     with pytest.raises(DataError, match=r"damaged.*63.*64 images"):
         opened(phantom, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda text: text + "a,b\n", lambda text: text.replace(",3,", ",2,"), lambda text: text.replace("\n", "\0")],
+)
+def test_a_damaged_index(phantom: Path, tmp_path: Path, change: Callable[[str], str]) -> None:
+    """An index that is not that of these images, with another label for one, is refused in one line."""
+    data = opened(phantom, tmp_path)
+    index = tmp_path / data.data_hash[:32] / "index.csv"
+    index.write_text(change(index.read_text()))
+    with pytest.raises(DataError, match=r"damaged.*remove it") as error:
+        opened(phantom, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_patient_ids_that_nobody_has_to_read(phantom: Path, tmp_path: Path) -> None:
+    """Where the label file names the patients, the PatientID only joins, and stands in no file."""
+    paths = sorted(path.relative_to(phantom / "archive").as_posix() for path in phantom.rglob("*.dcm"))
+    rows = "".join(f"{path},{number % 2},{number // 8}\n" for number, path in enumerate(paths))
+    (tmp_path / "table.csv").write_text("image,label,patient\n" + rows)
+    settle(phantom)
+    data = open_dataset(tmp_path / "table.csv", phantom / "archive", CONFIG, tmp_path / "cache")
+    assert len(set(data.patients)) == 8
+    written = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert any(path.name.startswith("known-") for path in written)
+    assert not [path for path in written if b"PHANTOM" in path.read_bytes()]
 
 
 @pytest.mark.parametrize("cache_mode", ["memory", "none"])

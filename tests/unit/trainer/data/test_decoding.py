@@ -15,7 +15,8 @@ def usable(path: str, label: int, patient: str) -> Usable:
     accession = path.partition("/")[0]
     entry = Entry(2, label, None, "", None, None, None, None)
     candidate = Candidate(path, path, accession, None, label, entry, None)
-    return Usable(candidate, "sha", Belonging(None, patient, accession), patient, 4, "CC", "L", for_processing=False)
+    belonging = Belonging(None, patient, accession)
+    return Usable(candidate, None, "sha", belonging, patient, 4, "CC", "L", for_processing=False)
 
 
 def test_the_same_pixels_with_the_same_label_are_kept_once() -> None:

@@ -254,6 +254,9 @@ def study_create(
     dicom_root: Path | None,
 ) -> int:
     """Create the study in FILE: decode its data, fix its folds, write it down."""
+    from hpo.signals import stop_on_signal
+
+    stop = stop_on_signal()  # before a library starts threads of its own
     from hpo.study import DataPlace
     from hpo.study_file import read_study_file
     from hpo.tables import opening_progress
@@ -268,7 +271,7 @@ def study_create(
         overrides["data"] = places
     checked = read_study_file(file, overrides=overrides)
     tree, storage = everywhere.open("study")
-    place = DataPlace.choose(checked, tree, csv=None, dicom_root=None)
+    place = DataPlace.choose(checked, tree, csv=None, dicom_root=None, stop=stop)
     place.check()
     from hpo.creation import create  # loads torch: only where nothing is wrong so far
 
@@ -384,10 +387,21 @@ def worker(
     tree, found = everywhere.study(name, "worker")
     from hpo.worker import Worker, set_up_station  # loads torch: only for a study that exists
     from storage.patience import Patience
+    from trainer.errors import StopRequestedError
 
-    station = set_up_station(
-        found, tree, device=device, threads=threads, patience=Patience(patience, stop), csv=csv, dicom_root=dicom_root
-    )
+    try:
+        station = set_up_station(
+            found,
+            tree,
+            device=device,
+            threads=threads,
+            patience=Patience(patience, stop),
+            stop=stop,
+            csv=csv,
+            dicom_root=dicom_root,
+        )
+    except StopRequestedError as error:
+        return _say(error, DONE)
     try:
         farewell = Worker(station, stop).run()
     except _on_purpose() as error:
@@ -423,19 +437,23 @@ def launch(
     from hpo.launcher import launch as run_workers
 
     tree, found = everywhere.study(name, "launch")
-    count = None if workers == "auto" else int(workers)
-    return run_workers(
-        found,
-        tree,
-        everywhere.settings(),
-        _stderr(),
-        stop=stop,
-        workers=count,
-        per_gpu=per_gpu,
-        csv=csv,
-        dicom_root=dicom_root,
-        log_options=everywhere.log_options,
-    )
+    from trainer.errors import StopRequestedError
+
+    try:
+        return run_workers(
+            found,
+            tree,
+            everywhere.settings(),
+            _stderr(),
+            stop=stop,
+            workers=None if workers == "auto" else int(workers),
+            per_gpu=per_gpu,
+            csv=csv,
+            dicom_root=dicom_root,
+            log_options=everywhere.log_options,
+        )
+    except StopRequestedError as error:
+        return _say(error, DONE)
 
 
 @mammography.command("demo")

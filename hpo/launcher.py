@@ -220,8 +220,11 @@ def launch(
     Run *workers* processes on *study* until it is finished, and return the exit code.
 
     The data are opened here first: what is wrong with them is said once, and the workers find them decoded.
+
+    Raises:
+        StopRequestedError: Asked to stop before the workers were started.
     """
-    place = DataPlace.choose(study.file, tree, csv=csv, dicom_root=dicom_root)
+    place = DataPlace.choose(study.file, tree, csv=csv, dicom_root=dicom_root, stop=stop)
     with opening_progress(console) as progress:
         open_data(study, place, progress)
     places = ["--csv", str(place.csv.absolute()), "--dicom-root", str(place.dicom_root.absolute())]

@@ -24,12 +24,13 @@ from trainer.data.cache import open_dataset
 from trainer.data.folds import Folds, from_csv
 from trainer.data.labels import read_labels
 from trainer.data.naming import choose_naming
-from trainer.data.progress import Progress
+from trainer.data.progress import Progress, stoppable
 from trainer.data.records import Dataset
 from trainer.data.report import write_report
 from trainer.embeddings import read_embeddings
 from trainer.errors import OtherDataError
 from trainer.files import write_text
+from trainer.protocols import StopSignal
 from trainer.provenance import commit, versions
 
 
@@ -63,15 +64,25 @@ class DataPlace:
     outputs: Path
     cache: Path
     selection: SelectionConfig
+    stop: StopSignal | None = None
+    """By which somebody may ask to stop while they are opened."""
 
     @classmethod
-    def choose(cls, file: StudyFile, tree: OutputTree, *, csv: Path | None, dicom_root: Path | None) -> DataPlace:
+    def choose(
+        cls,
+        file: StudyFile,
+        tree: OutputTree,
+        *,
+        csv: Path | None,
+        dicom_root: Path | None,
+        stop: StopSignal | None = None,
+    ) -> DataPlace:
         """Return what the command says, else what the study says. Raises NoDataPlaceError."""
         chosen_csv, chosen_root = csv or file.data.csv, dicom_root or file.data.dicom_root
         if chosen_csv is None or chosen_root is None:
             missing = "--csv" if chosen_csv is None else "--dicom-root"
             raise NoDataPlaceError(f"study {file.study!r} does not say where its data are: give {missing}")
-        return cls(chosen_csv, chosen_root, tree.root, tree.cache, file.data.selection())
+        return cls(chosen_csv, chosen_root, tree.root, tree.cache, file.data.selection(), stop)
 
     def check(self) -> None:
         """Refuse what is no label file, or no folder: said in a moment, and without what decoding needs. Raises InputError."""
@@ -81,7 +92,13 @@ class DataPlace:
     def open(
         self, preprocessing: PreprocessingConfig, progress: Progress | None = None, expected_hash: str | None = None
     ) -> Dataset:
-        """Return the decoded data set, decoding it if nobody did yet. Raises OtherDataError before that."""
+        """
+        Return the decoded data set, decoding it if nobody did yet.
+
+        Raises:
+            OtherDataError: They are not the expected ones; nothing is decoded.
+            StopRequestedError: Somebody asked to stop; what is decoded is kept.
+        """
         return open_dataset(
             self.csv,
             self.dicom_root,
@@ -90,7 +107,7 @@ class DataPlace:
             selection=self.selection,
             naming=choose_naming(self.outputs, pseudonyms=self.selection.pseudonyms),
             expected_hash=expected_hash,
-            progress=progress,
+            progress=stoppable(progress, self.stop),
         )
 
 

@@ -25,6 +25,7 @@ from storage.errors import DatabaseUnavailableError, TakenOverError
 from storage.heartbeat import GRACE_S, HEARTBEAT_S, Heartbeat
 from storage.patience import Patience
 from storage.tree import OutputTree
+from trainer.protocols import StopSignal
 from trainer.resolve import device_kind, resolve_device
 from trainer.run_log import log_to
 
@@ -57,6 +58,7 @@ def set_up_station(
     device: str,
     threads: int | None,
     patience: Patience,
+    stop: StopSignal,
     csv: Path | None,
     dicom_root: Path | None,
 ) -> Station:
@@ -66,9 +68,10 @@ def set_up_station(
     Raises:
         InputError: There is no such device.
         NotTheStudysDataError: The data here are not the study's.
+        StopRequestedError: Asked to stop while they were opened.
     """
     resolved_device = resolve_device(device)
-    place = DataPlace.choose(study.file, tree, csv=csv, dicom_root=dicom_root)
+    place = DataPlace.choose(study.file, tree, csv=csv, dicom_root=dicom_root, stop=stop)
     dataset, folds = open_data(study, place)
     write_folder(study, dataset)
     claims = Claims(

@@ -5,6 +5,9 @@ Files are judged by content, not by suffix or by one tag, and whatever pydicom s
 with a code. Covered: one grey frame of up to 16 bits in every encoding that pydicom's decoders know. Not covered: frames
 of tomosynthesis, colour, presentation states; these are refused.
 
+What memory a file takes does not depend on its size: large elements that nobody needs are never read, and pixels only where
+they can be those of one image.
+
 pydicom warns freely. What silences it is not thread-safe: read from one thread of a process.
 """
 
@@ -22,10 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset as DicomDataset
-from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import generate_fragmented_frames
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset, read_partial
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 from pydicom.uid import (
@@ -61,9 +65,21 @@ _FOREIGN_BYTES_ERRORS = (
     zlib.error,
 )
 
+_MAX_BYTES = 2 * MAX_PIXELS + 2**26
+"""Of a file: the pixels of the largest image, and a header beyond all that were seen."""
 _MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 2**24
 """Of a deflated file: the pixels of the largest image, and its header."""
 _CHUNK_BYTES = 2**20
+_LARGE_BYTES = 2**16
+"""An element of more than this is read when it is asked for, if at all."""
+_NEEDED_WHEN_LARGE = ("PixelData", "ModalityLUTSequence", "VOILUTSequence")
+_EXCESS_BYTES = 2**20
+"""Of pixel data: what may lie behind the pixels of the one frame."""
+_LAST_NEEDED_GROUP = 0x0054
+"""Of all that a header is asked for; it is the one of the view's code."""
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_PIXEL_DATA = 0x7FE00010
+_TAGS_OF_PIXELS = {0x7FE00008, 0x7FE00009, _PIXEL_DATA}
 
 
 def looks_like_dicom(start: bytes) -> bool:
@@ -80,8 +96,7 @@ def read_header(path: Path) -> Header:
     """
     with _quiet():
         try:
-            dataset = _parse(path, stop_before_pixels=True)
-            check_usable(dataset)
+            dataset = _usable(path, stop_before_pixels=True)
             return Header(
                 pixels=int(dataset.Rows) * int(dataset.Columns),
                 patient_id=patient_id(dataset),
@@ -103,9 +118,9 @@ def read_mammogram(path: Path, *, apply_window: bool) -> Mammogram:
     """
     with _quiet():
         try:
-            dataset = _parse(path, stop_before_pixels=False)
-            check_usable(dataset)
+            dataset = _usable(path, stop_before_pixels=False)
             _check_pixel_data(dataset, path)
+            _fill_in(dataset)
             pixels = _decode(dataset)
             return Mammogram(
                 stored=pixels.view(f"u{pixels.dtype.itemsize}"),
@@ -132,16 +147,38 @@ def _quiet() -> Iterator[None]:
         pydicom_logger.setLevel(level)
 
 
+def _usable(path: Path, *, stop_before_pixels: bool) -> DicomDataset:
+    """Return the parsed file; reject what is no mammogram, and then what is too large for one."""
+    dataset = _parse(path, stop_before_pixels=stop_before_pixels)
+    check_usable(dataset)
+    size = path.stat().st_size
+    if size > _MAX_BYTES:
+        raise RejectedError(Code.TOO_LARGE, f"a file of {size} bytes")
+    return dataset
+
+
 def _parse(path: Path, *, stop_before_pixels: bool) -> DicomDataset:
-    """Return the parsed file; reject what ends too early."""
-    _check_inflated(path)
+    """Return the parsed file without large elements that nobody needs; reject what ends too early."""
+    is_deflated = _is_deflated(path)
     try:
-        dataset = dcmread(path, stop_before_pixels=stop_before_pixels, force=True)
+        with path.open("rb") as file:
+            dataset = read_partial(
+                file,
+                _is_behind_header if stop_before_pixels else _BehindPixels(),
+                # What is deflated has no place in the file from which it could be read later.
+                defer_size=None if is_deflated and not stop_before_pixels else _LARGE_BYTES,
+                force=True,
+            )
     except (EOFError, struct.error) as error:
         raise RejectedError(Code.TRUNCATED, "the file ends inside its header") from error
     # pydicom turns an unexpected end of the file into a warning and an empty dataset.
     if len(dataset) == 0:
         raise RejectedError(Code.TRUNCATED, "the file ends too early")
+    dataset.filename = str(path)
+    needed = {tag_for_keyword(keyword) for keyword in _NEEDED_WHEN_LARGE}
+    for tag in list(dataset.keys()):
+        if tag not in needed and _is_unread(dataset.get_item(tag, keep_deferred=True)):
+            del dataset[tag]
     if "TransferSyntaxUID" not in dataset.file_meta:  # files without a file meta header: written as they are read
         implicit, little = dataset.original_encoding
         dataset.file_meta.TransferSyntaxUID = (
@@ -150,15 +187,42 @@ def _parse(path: Path, *, stop_before_pixels: bool) -> DicomDataset:
     return dataset
 
 
-def _check_inflated(path: Path) -> None:
-    """Reject a deflated file that ends too early, or is a bomb: it is inflated whole before its header can be read."""
+def _is_unread(element: object) -> bool:
+    """Return whether pydicom left the value of *element* in the file."""
+    return isinstance(element, RawDataElement) and element.value is None and element.length > 0
+
+
+def _is_behind_header(tag: BaseTag, _vr: str | None, length: int) -> bool:
+    """Return whether nothing is needed from *tag* on: of pixels, or of unknown length and so read whole to find its end."""
+    return tag in _TAGS_OF_PIXELS or (tag.group > _LAST_NEEDED_GROUP and length == _UNDEFINED_LENGTH)
+
+
+class _BehindPixels:
+    """Whether a tag is behind the pixels: what fills up a file can be many millions of elements without tag and value."""
+
+    def __init__(self) -> None:
+        self._is_behind = False
+
+    def __call__(self, tag: BaseTag, _vr: str | None, _length: int) -> bool:
+        was_behind = self._is_behind
+        self._is_behind = was_behind or tag == _PIXEL_DATA
+        return was_behind
+
+
+def _is_deflated(path: Path) -> bool:
+    """
+    Return whether the file is deflated; reject one that then ends too early, or is a bomb.
+
+    It is inflated whole before its header can be read.
+    """
     with path.open("rb") as file:
         start = file.read(2048)
         if DeflatedExplicitVRLittleEndian.encode() not in start:
-            return
+            return False
         file.seek(132 if start[128:132] == b"DICM" else 0)
         read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_is_behind_file_meta)
-        inflating, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        inflating, size = zlib.decompressobj(-zlib.MAX_WBITS), path.stat().st_size
+        size = size if size > _MAX_INFLATED_BYTES else 0  # it is read whole too, whatever lies behind its end
         while not inflating.eof and size <= _MAX_INFLATED_BYTES:
             deflated = inflating.unconsumed_tail or file.read(_CHUNK_BYTES)
             if not deflated:
@@ -166,6 +230,7 @@ def _check_inflated(path: Path) -> None:
             size += len(inflating.decompress(deflated, _CHUNK_BYTES))
     if size > _MAX_INFLATED_BYTES:
         raise RejectedError(Code.TOO_LARGE, "a deflated file that is larger than any mammogram")
+    return True
 
 
 def _is_behind_file_meta(tag: BaseTag, _vr: str | None, _length: int) -> bool:
@@ -180,6 +245,7 @@ def _check_pixel_data(dataset: DicomDataset, path: Path) -> None:
             raise RejectedError(Code.TRUNCATED, "the file ends inside its pixel data")
         raise RejectedError(Code.NOT_IMAGE, "no pixel data")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
+    expected = rows * columns * int(dataset.BitsAllocated) // 8
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         if syntax != RLELossless:
@@ -189,15 +255,40 @@ def _check_pixel_data(dataset: DicomDataset, path: Path) -> None:
             check_complete(frame)
             check_size(frame, rows, columns)
         return
-    expected = rows * columns * int(dataset.BitsAllocated) // 8
+    size = _size_of_pixel_data(dataset, path)
+    if size > expected + _EXCESS_BYTES:
+        if size % expected <= 1:  # an odd number of bytes is padded
+            raise RejectedError(Code.MULTIFRAME, f"{size // expected} frames, 1 in the header")
+        raise RejectedError(Code.UNDECODABLE, f"{size} bytes of pixels, expected {expected}")
     if len(dataset.PixelData) < expected:
         raise RejectedError(Code.TRUNCATED, f"{len(dataset.PixelData)} bytes of pixels, expected {expected}")
 
 
+def _size_of_pixel_data(dataset: DicomDataset, path: Path) -> int:
+    """Return how many bytes the pixel data have, before they are read."""
+    element = dataset.get_item("PixelData", keep_deferred=True)
+    if isinstance(element, RawDataElement) and _is_unread(element):
+        return min(element.length, path.stat().st_size - element.value_tell)  # the file may end before
+    return len(element.value or b"")
+
+
 def _mentions_pixel_data(path: Path) -> bool:
     """Return whether the tag of pixel data is among the bytes of *path*."""
-    content = path.read_bytes()
-    return b"\xe0\x7f\x10\x00" in content or b"\x7f\xe0\x00\x10" in content
+    with path.open("rb") as file:
+        content = b""
+        while chunk := file.read(_CHUNK_BYTES):
+            content = content[-3:] + chunk  # a tag may lie across the border
+            if b"\xe0\x7f\x10\x00" in content or b"\x7f\xe0\x00\x10" in content:
+                return True
+    return False
+
+
+def _fill_in(dataset: DicomDataset) -> None:
+    """Give *dataset* what careless writers leave out because there is only one thing it can be."""
+    usual = {"SamplesPerPixel": 1, "PixelRepresentation": 0, "BitsStored": int(dataset.BitsAllocated)}
+    for keyword, value in usual.items():
+        if dataset.get(keyword) in {None, ""}:
+            setattr(dataset, keyword, value)
 
 
 def _decode(dataset: DicomDataset) -> NDArray[Any]:

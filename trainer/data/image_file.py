@@ -8,7 +8,8 @@ from trainer.data import dicom, raster
 from trainer.data.mammogram import Header, Mammogram, RejectedError
 from trainer.data.records import Code
 
-_RASTER = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"P5\n", b"P5 ", b"P5\r", b"P5\t", b"P2\n", b"P2 ", b"P2\r", b"P2\t")
+_PGM = tuple(kind + separator for kind in (b"P2", b"P5") for separator in (b"\n", b" ", b"\r", b"\t", b"#"))
+_RASTER = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *_PGM)
 """How PNG, JPEG and PGM files begin."""
 
 

@@ -25,8 +25,12 @@ from trainer.data.codestream import Frame, check_complete, read_frame
 from trainer.data.mammogram import MAX_PIXELS, Header, Mammogram, RejectedError, said_by
 from trainer.data.records import Code
 
-_MAX_BYTES = 8 * MAX_PIXELS
-"""Of a file: four channels of 16 bits, not compressed."""
+_MAX_BYTES = 2 * MAX_PIXELS + 2**24
+"""Of a file: the pixels of the largest image, and its header."""
+_MAX_ASCII_BYTES = 6 * MAX_PIXELS + 2**24
+"""Of a file whose grey values are written as numbers: five digits and a space."""
+_HEAD_BYTES = 2**20
+"""In which a header mostly lies."""
 _FORMATS = ("PNG", "JPEG")
 """As Pillow names them."""
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -36,7 +40,7 @@ _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
 """First column and row and distance of columns and rows, of each pass of an interlaced PNG."""
 _CHUNK_BYTES = 2**20
 _ASCII_PGM, _BINARY_PGM = b"P2", b"P5"
-_PGM_HEADER = re.compile(rb"P[25]" + 3 * rb"\s+(?:#[^\n]*\n\s*)*(\d{1,9})" + rb"\s")
+_PGM_HEADER = re.compile(rb"P[25]" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})" + rb"\s")
 """Width, height and largest value, with comments between them. Source: netpbm's pgm(5)."""
 _PGM_HEADER_BYTES = 4096
 _GREY_SPREAD = 12
@@ -74,13 +78,13 @@ class _Picture:
 
 def read_header(path: Path) -> Header:
     """Return the size of the picture in *path*. Raises RejectedError."""
-    picture = _open(path)
+    picture = _open(path, whole=False)
     return Header(pixels=picture.rows * picture.columns)
 
 
 def read_mammogram(path: Path) -> Mammogram:
     """Return the grey values of *path*; the brightest are the densest. Raises RejectedError."""
-    picture = _open(path)
+    picture = _open(path, whole=True)
     try:
         stored = picture.decode()
     except _FOREIGN_BYTES_ERRORS as error:
@@ -92,11 +96,26 @@ def read_mammogram(path: Path) -> Mammogram:
     )
 
 
-def _open(path: Path) -> _Picture:
-    """Return the picture in *path*, if it is a single one of a credible size."""
-    if path.stat().st_size > _MAX_BYTES:
-        raise RejectedError(Code.TOO_LARGE, f"a file of {path.stat().st_size} bytes")
-    data = path.read_bytes()
+def _open(path: Path, *, whole: bool) -> _Picture:
+    """Return the picture in *path*, if it is a single one of a credible size; unless *whole*, to be asked for that size only."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(min(size, _HEAD_BYTES))
+        if size > (_MAX_ASCII_BYTES if head.startswith(_ASCII_PGM) else _MAX_BYTES):
+            raise RejectedError(Code.TOO_LARGE, f"a file of {size} bytes")
+        if not whole:
+            try:
+                return _picture_in(head)
+            except RejectedError as rejected:
+                is_pgm = head.startswith((_ASCII_PGM, _BINARY_PGM))  # whose header is short
+                if is_pgm or size <= len(head) or rejected.code not in {Code.UNDECODABLE, Code.TRUNCATED}:
+                    raise
+        file.seek(0)
+        return _picture_in(file.read())
+
+
+def _picture_in(data: bytes) -> _Picture:
+    """Return the picture in *data*, if it is a single one of a credible size."""
     frame = read_frame(data)
     if data.startswith((_ASCII_PGM, _BINARY_PGM)):
         picture = _of_pgm(data)

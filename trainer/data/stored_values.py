@@ -55,7 +55,9 @@ def _voi(dataset: DicomDataset, values: NDArray[np.float64]) -> NDArray[np.float
     if dataset.get("VOILUTSequence"):
         return _look_up(dataset, dataset.VOILUTSequence[0], values)
     center, width = (_first(dataset.get(keyword)) for keyword in ("WindowCenter", "WindowWidth"))
-    return values if center is None or width is None else _window(dataset, values, center, width)
+    if center is None or width is None or center == width == 0:  # zeros are how some writers leave it empty
+        return values
+    return _window(dataset, values, center, width)
 
 
 def _first(value: Any) -> float | None:

@@ -35,9 +35,13 @@ _SPECIAL_OF_WORD = {
     "MAGN": "MAG",
     "MAGNIFICATION": "MAG",
     "MAGNIFIED": "MAG",
+    "MAGVIEW": "MAG",
+    "MAGVIEWS": "MAG",
     "MICROFOCUS": "MAG",
 }
 _WITH_SIDE = {f"{side}{view}": view for side in "LR" for view in VIEWS if view not in {"AT", "CV"}}  # LAT is lateral
+_MAGNIFIED = {f"{side}M{view}": view for side in ("", "L", "R") for view in ("CC", "MLO")}
+"""Positions with the M of magnification, as in MCC."""
 _CONTACT = 1.3
 """Magnification of the thickest breast on the table is less; of a magnified view it is 1.5 and more."""
 _NUMBER = re.compile(r"\d+(\.\d*)?")
@@ -48,7 +52,7 @@ def view_of(dataset: DicomDataset) -> str | None:
     """Return the projection, one of `VIEWS`, by its name or else by its code; None where neither is known."""
     words = _words(dataset.get("ViewPosition"))
     for word in words:
-        view = word if word in VIEWS else _WITH_SIDE.get(word, word)  # LMLO is MLO, but LM is LM
+        view = word if word in VIEWS else _WITH_SIDE.get(word, _MAGNIFIED.get(word, word))  # LMLO is MLO, but LM is LM
         if view in VIEWS:
             return view
     return next((_VIEW_OF_CODE[code] for code in _view_codes(dataset) if code in _VIEW_OF_CODE), None)
@@ -63,6 +67,8 @@ def special_view_of(dataset: DicomDataset) -> str | None:
         for word in _words(dataset.get(keyword)):
             if word in _SPECIAL_OF_WORD:
                 return _SPECIAL_OF_WORD[word]
+    if any(word in _MAGNIFIED for word in _words(dataset.get("ViewPosition"))):
+        return "MAG"
     factor = str(dataset.get("EstimatedRadiographicMagnificationFactor") or 1)
     return "MAG" if _NUMBER.fullmatch(factor.strip()) and float(factor) >= _CONTACT else None
 

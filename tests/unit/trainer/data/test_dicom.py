@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -228,7 +230,7 @@ def test_raw_images_are_flagged(
         ({"PhotometricInterpretation": "MONOCHROME1\0"}, None),
         ({"NumberOfFrames": 1}, None),
         ({"NumberOfFrames": ""}, None),
-        ({"SamplesPerPixel": None}, Code.UNDECODABLE),
+        ({"SamplesPerPixel": None}, None),
         # other pictures
         ({"Modality": "CR", "SOPClassUID": COMPUTED_RADIOGRAPHY, "BodyPartExamined": "CHEST"}, Code.NOT_MAMMOGRAPHY),
         ({"Modality": "CR", "SOPClassUID": COMPUTED_RADIOGRAPHY}, Code.NOT_MAMMOGRAPHY),
@@ -271,6 +273,7 @@ def test_raw_images_are_flagged(
         ({"WindowCenter": 100, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"}, Code.UNDECODABLE),
         ({"WindowCenter": 100, "WindowWidth": -5}, Code.UNDECODABLE),
         ({"WindowCenter": 100, "WindowWidth": 50, "VOILUTFunction": "MAGIC"}, Code.UNDECODABLE),
+        ({"WindowCenter": 0, "WindowWidth": 0}, None),
         ({"WindowCenter": "", "WindowWidth": ""}, None),
         ({"WindowCenter": 100}, None),
         ({"RescaleSlope": "", "RescaleIntercept": "", "PixelPaddingValue": None}, None),
@@ -422,6 +425,195 @@ def test_pixel_data_of_another_kind_than_the_header_says(write_dicom: WriteDicom
         .replace(JPEGLosslessSV1.encode(), b"1.2.840.10008.1.2.1\0\0\0")
     )
     assert outcome(native) in {Code.TRUNCATED, Code.UNDECODABLE}
+
+
+LARGE = 300 * 2**20
+
+
+def with_hole(path: Path, before: bytes, element: bytes, length: int) -> Path:
+    """The native file *path* with *element*, a tag and its VR, before the tag *before*; its value is a hole of *length*."""
+    whole = path.read_bytes()
+    place = whole.index(before)
+    target = path.with_name("hole.dcm")
+    with target.open("wb") as file:
+        file.write(whole[:place] + element + length.to_bytes(4, "little"))
+        file.truncate(file.tell() + length)
+        file.seek(0, 2)
+        file.write(whole[place:])
+    return target
+
+
+def peak_of(read: Callable[[], object]) -> int:
+    """How many bytes Python held at most while it called *read*, whether that refused a file or not."""
+    tracemalloc.start()
+    try:
+        read()
+    except RejectedError:
+        pass
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return peak
+
+
+PIXELS, ROWS = b"\xe0\x7f\x10\x00O", b"\x28\x00\x10\x00U"
+
+
+@pytest.mark.parametrize(
+    ("element", "before"),
+    [
+        (b"\x19\x00\x10\x10OB\0\0", ROWS),  # private
+        (b"\x28\x00\x10\x30SQ\0\0", PIXELS),  # a VOI LUT
+        (b"\x18\x00\x00\x14UN\0\0", ROWS),  # what is no such text, where words are looked for
+        (b"\x01\x7e\x12\x10OB\0\0", PIXELS),
+    ],
+)
+def test_the_memory_of_a_header_is_no_matter_of_size(
+    write_dicom: WriteDicom, breast: NDArray[np.uint16], element: bytes, before: bytes
+) -> None:
+    """What lies before the pixels is not read if it is large, and the header is the same as without it."""
+    path = write_dicom(breast, PatientID="P1", ViewPosition="CC", ImageLaterality="R")
+    large = with_hole(path, before, element, LARGE)
+    assert peak_of(lambda: read_header(large)) < 2**20
+    assert outcome(large) == Code.TOO_LARGE
+    small = with_hole(path, before, element, 2**17)
+    assert read_header(small) == read_header(path)
+
+
+def test_large_elements_do_not_change_an_image(write_dicom: WriteDicom, breast: NDArray[np.uint16]) -> None:
+    """Pixels are those of a file without the large element, of which nothing is read; a large LUT is."""
+    path = write_dicom(breast, PatientID="P1")
+    large = with_hole(path, ROWS, b"\x19\x00\x10\x10OB\0\0", 100 * 2**20)
+    assert peak_of(lambda: read_mammogram(large, apply_window=True)) < 2**23
+    np.testing.assert_array_equal(read_mammogram(large, apply_window=True).stored, breast)
+    table = np.arange(65536) // 16
+    for syntax in NATIVE:
+        with_lut = reencode(write_dicom(breast, VOILUTSequence=lut([0, 0, 16], table)), syntax)
+        assert_as_bright(read_mammogram(with_lut, apply_window=True), table[breast])
+
+
+def test_a_deflated_file_with_large_elements(write_dicom: WriteDicom, breast: NDArray[np.uint16]) -> None:
+    """Elements that are small are read from a deflated file as from others, and large ones are no hindrance."""
+    path = with_hole(write_dicom(breast, PatientID="P1", ViewPosition="CC"), ROWS, b"\x19\x00\x10\x10OB\0\0", 2**17)
+    deflated = reencode(path, DeflatedExplicitVRLittleEndian)
+    assert read_header(deflated) == read_header(path) == Header(pixels=200 * 160, patient_id="P1", view="CC")
+    np.testing.assert_array_equal(read_mammogram(deflated, apply_window=True).stored, breast)
+    with deflated.open("r+b") as file:
+        file.truncate(LARGE)
+    assert peak_of(lambda: read_header(deflated)) < 2**20
+    assert outcome(deflated) == Code.TOO_LARGE
+
+
+def test_a_header_ends_where_only_a_vendor_reads_on(write_dicom: WriteDicom, breast: NDArray[np.uint16]) -> None:
+    """Frames that a vendor keeps in a sequence of unknown length behind the header are not read with it."""
+    path = write_dicom(breast, PatientID="P1")
+    whole = path.read_bytes()
+    place = whole.index(PIXELS)
+    frames = b"".join(
+        b"\xfe\xff\x00\xe0" + (12 + 2**20).to_bytes(4, "little")
+        + b"\x01\x7e\x12\x10OB\0\0" + (2**20).to_bytes(4, "little") + bytes(2**20)
+        for _ in range(8)
+    )  # fmt: skip
+    sequence = b"\x01\x7e\x10\x10SQ\0\0\xff\xff\xff\xff" + frames + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    path.write_bytes(whole[:place] + sequence + whole[place:])
+    assert peak_of(lambda: read_header(path)) < 2**20
+    assert read_header(path).patient_id == "P1"
+    np.testing.assert_array_equal(read_mammogram(path, apply_window=True).stored, breast)
+
+
+@pytest.mark.parametrize(
+    ("excess", "code"),
+    [
+        (2, None),
+        (2**20, None),
+        (2**20 + 2, Code.UNDECODABLE),
+        (99 * 200 * 160 * 2, Code.MULTIFRAME),
+        (LARGE, Code.TOO_LARGE),
+    ],
+)
+def test_more_pixel_data_than_one_frame_has(
+    write_dicom: WriteDicom, breast: NDArray[np.uint16], excess: int, code: Code | None
+) -> None:
+    """A header that knows of one frame before many is refused without reading them; a little may lie behind the pixels."""
+    # 1000 rows, so that a mebibyte more is less than a second frame
+    breast = np.repeat(breast, 20, axis=0) if excess <= 2**20 + 2 else breast
+    path = write_dicom(breast)
+    whole = path.read_bytes()
+    place = whole.index(PIXELS) + 8
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write((breast.nbytes + excess).to_bytes(4, "little"))
+        file.truncate(len(whole) + excess)
+    assert outcome(path) == code
+    if code is not None:
+        assert peak_of(lambda: read_mammogram(path, apply_window=True)) < 2**20
+        path.write_bytes(whole[:-2])  # a file that ends is truncated, whatever it promised
+        assert outcome(path) == Code.TRUNCATED
+
+
+def test_frames_are_called_so_in_a_file_of_any_size(write_dicom: WriteDicom, breast: NDArray[np.uint16]) -> None:
+    """Tomosynthesis is no broken file because it is large."""
+    path = write_dicom(breast, NumberOfFrames=60)
+    with path.open("r+b") as file:
+        file.truncate(LARGE)
+    for read in (read_header, lambda path: read_mammogram(path, apply_window=True)):
+        with pytest.raises(RejectedError, match="MULTIFRAME"):
+            read(path)
+
+
+def test_pixel_data_without_end_are_searched_for_in_parts(write_dicom: WriteDicom) -> None:
+    """That a large file ends inside of its compressed pixels is seen wherever their tag lies, and costs no memory."""
+    path = write_dicom(sample_pixels(), BitsStored=12, HighBit=11)
+    stream = encapsulate([(SAMPLES / "lossless12_sv1.jpg").read_bytes()])
+    encoded = reencode(path, JPEGLosslessSV1, stream)
+    tag = encoded.read_bytes().index(PIXELS)
+    for border in range(5):
+        length = 2**20 - tag - 12 - border
+        far = with_hole(encoded, PIXELS, b"\x01\x7e\x12\x10OB\0\0", length)
+        far.write_bytes(far.read_bytes()[:-200])
+        assert outcome(far) == Code.TRUNCATED
+    far = with_hole(encoded, PIXELS, b"\x01\x7e\x12\x10OB\0\0", 100 * 2**20)
+    with far.open("r+b") as file:
+        file.truncate(far.stat().st_size - 200)
+    assert peak_of(lambda: read_mammogram(far, apply_window=True)) < 2**23
+    assert outcome(far) == Code.TRUNCATED
+
+
+def test_zeros_behind_the_pixels_are_not_read(write_dicom: WriteDicom, breast: NDArray[np.uint16]) -> None:
+    """A file that is filled up with zeros, millions of elements without tag and value, takes no longer."""
+    path = write_dicom(breast)
+    with path.open("r+b") as file:
+        file.truncate(100 * 2**20)
+    started = time.process_time()
+    np.testing.assert_array_equal(read_mammogram(path, apply_window=True).stored, breast)
+    assert time.process_time() - started < 5  # parsing them takes half a minute
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+@pytest.mark.parametrize("syntax", [*NATIVE, RLELossless, JPEG2000Lossless])
+def test_what_careless_writers_leave_out(write_dicom: WriteDicom, breast: NDArray[np.uint16], syntax: UID) -> None:
+    """Pixels are unsigned, of one channel and of all allocated bits where nothing else is said, and grey in any case."""
+    path = reencode(write_dicom(breast), syntax)
+    dataset = dcmread(path)
+    for keyword in ("SamplesPerPixel", "PixelRepresentation", "BitsStored", "HighBit"):
+        del dataset[keyword]
+    dataset.PhotometricInterpretation = "monochrome1"
+    dataset.save_as(path)
+    mammogram = read_mammogram(path, apply_window=True)
+    np.testing.assert_array_equal(mammogram.stored, breast)
+    assert mammogram.is_inverse
+    dataset.PixelRepresentation = dataset.SamplesPerPixel = dataset.BitsStored = None
+    dataset.add_new("PixelPaddingValue", "US", 0)
+    dataset.save_as(path)
+    mammogram = read_mammogram(path, apply_window=True)
+    np.testing.assert_array_equal(mammogram.padding[mammogram.stored], breast == 0)
+
+
+@pytest.mark.parametrize("function", [None, "LINEAR_EXACT", "SIGMOID"])
+def test_a_window_of_zeros_is_none(write_dicom: WriteDicom, breast: NDArray[np.uint16], function: str | None) -> None:
+    """Some writers put zeros where they have no window."""
+    path = write_dicom(breast, WindowCenter=["0", "9"], WindowWidth=["0", "9"], VOILUTFunction=function)
+    assert_as_bright(read_mammogram(path, apply_window=True), breast)
 
 
 def test_deflated_bombs(tmp_path: Path, write_dicom: WriteDicom) -> None:

@@ -231,6 +231,78 @@ def test_bombs(tmp_path: Path, data: bytes) -> None:
     assert peak < 2**20
 
 
+def sparse(path: Path, start: bytes, size: int) -> Path:
+    """A file of *size* bytes, of which those behind *start* are a hole, which takes no place."""
+    path.write_bytes(start)
+    with path.open("r+b") as file:
+        file.truncate(size)
+    return path
+
+
+@pytest.mark.parametrize(
+    "start", [b"P5 8000 8000 65535\n", b"P5 8000 8000 70000\n", b"P2 8000 8000 255\n", saved("PNG")]
+)
+def test_the_memory_of_a_header_is_no_matter_of_size(tmp_path: Path, start: bytes) -> None:
+    """Of a large file only the beginning is read to learn its size, also where that makes no sense."""
+    path = sparse(tmp_path / "large", start, 128 * 10**6 + len(start))
+    tracemalloc.start()
+    if b"70000" in start:
+        with pytest.raises(RejectedError, match="UNDECODABLE"):
+            read_header(path)
+    else:
+        assert read_header(path).pixels in {8000 * 8000, GREY.size}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_header_behind_a_long_comment(tmp_path: Path, kind: str) -> None:
+    """Where a picture begins behind the first mebibyte, its size is still known."""
+    whole = saved(kind)
+    if kind == "PNG":
+        long = whole[:33] + chunk(b"prVt", bytes(2**21)) + whole[33:]
+    else:
+        long = whole[:2] + 40 * (b"\xff\xe5\xff\xff" + bytes(2**16 - 3)) + whole[2:]
+    assert np.abs(read(long, tmp_path).astype(int) - GREY).mean() < 2
+    assert code_of(long[: 2**20 + 2**19], tmp_path) in {Code.UNDECODABLE, Code.TRUNCATED}
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "code"),
+    [
+        (b"P5 8192 8192 65535\n", 2**27 + 2**24, None),
+        (b"P5 8192 8192 65535\n", 2**27 + 2**24 + 1, Code.TOO_LARGE),
+        (b"P2 8192 8192 65535\n", 6 * 2**26 + 2**24, None),
+        (b"P2 8192 8192 65535\n", 6 * 2**26 + 2**24 + 1, Code.TOO_LARGE),
+        (saved("JPEG"), 2**28, Code.TOO_LARGE),
+    ],
+)
+def test_the_largest_files(tmp_path: Path, start: bytes, size: int, code: Code | None) -> None:
+    """A file may be as large as the largest image is in its format, numbers in ASCII being longer."""
+    path = sparse(tmp_path / "large", start, size)
+    if code is None:
+        assert read_header(path).pixels == 8192 * 8192
+    else:
+        for refuse in (read_header, lambda path: read_mammogram(path, apply_window=True)):
+            with pytest.raises(RejectedError, match=code):
+                refuse(path)
+
+
+def test_comments_in_a_pgm(tmp_path: Path) -> None:
+    """A comment may follow whatever comes before it, without a space."""
+    for header in (
+        b"P5#made by hand\n45 60\n255\n",
+        b"P5#1\n#2\n 45#3\n60 # 4\n\n#5\n255\n",
+        b"P5\n#1\n#2\n45\t60\r\n255\n",
+    ):
+        np.testing.assert_array_equal(read(header + GREY.tobytes(), tmp_path), GREY)
+    numbers = b" ".join(b"%d" % value for value in GREY.ravel())
+    np.testing.assert_array_equal(read(b"P2#made by hand\n45 60 255\n" + numbers, tmp_path), GREY)
+    assert code_of(b"P5#no end of a comment 45 60 255 ", tmp_path) == Code.TRUNCATED
+    assert code_of(b"P5" + b"#\n" * 5000 + b"45 60 255 ", tmp_path) == Code.UNDECODABLE
+
+
 def test_a_file_larger_than_any_picture(tmp_path: Path) -> None:
     """A file of many gigabytes is not read to learn that it is too large."""
     path = tmp_path / "large"

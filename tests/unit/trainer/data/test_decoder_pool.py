@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from trainer.config import PreprocessingConfig
-from trainer.data.decoder import MAX_OWN_BYTES, Request, decode, inspect, show
+from trainer.data.decoder import MAX_OWN_BYTES, Reply, Request, decode, inspect, show
 from trainer.data.decoder_pool import MEMORY_BYTES, Decoder, DecoderPool, _Memory
 from trainer.data.mammogram import MAX_PIXELS
 from trainer.data.records import Code
@@ -51,6 +51,11 @@ def anonymous(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Anonymous"))
 
 
+def timeless(reply: Reply) -> Reply:
+    """The answer, whenever it was given."""
+    return reply.model_copy(update={"read_ns": 0})
+
+
 @contextmanager
 def watched() -> Iterator[Watch]:
     """Watch the memory of decoders meanwhile."""
@@ -71,7 +76,9 @@ def test_answers_are_in_order_and_the_same_as_here(phantom: Path, tmp_path: Path
     with DecoderPool(CONFIG, len(paths)) as pool:
         inspected = [reply for reply, _ in pool.answers("inspect", ((path, 0) for path in paths))]
         decoded = list(pool.answers("decode", ((path, 10**6) for path in paths)))
-    assert inspected == [inspect(path) for path in paths]
+    expected_replies = [inspect(path) for path in paths]
+    assert [timeless(reply) for reply in inspected] == [timeless(reply) for reply in expected_replies]
+    assert all(reply.read_ns > 0 for reply in inspected[:-1])
     for path, (reply, image) in zip(paths, decoded, strict=True):
         expected_reply, expected = decode(path, CONFIG)
         assert reply == expected_reply
@@ -94,9 +101,8 @@ def test_a_file_that_kills_or_hangs_its_decoder(phantom: Path, tmp_path: Path) -
     assert "no answer after 3 s" in str(reply.reason)
     assert decoder.ask(Request(task="decode", path=good))[1] is not None
     assert decoder._process is not None
-    os.kill(decoder._process.pid, signal.SIGKILL)
+    os.kill(decoder._process.pid, signal.SIGKILL)  # as a machine does that is out of memory: not the file's fault
     time.sleep(0.1)
-    assert decoder.ask(Request(task="decode", path=good))[0].code == Code.UNDECODABLE
     assert decoder.ask(Request(task="decode", path=good))[1] is not None
     decoder.close()
 
@@ -176,7 +182,8 @@ def test_a_stream_that_asks_for_more_memory_than_its_header_promised(tmp_path: P
     """A decoder that asks for more than any image needs gets an error, and serves the next file."""
     greedy = tmp_path / "greedy.dcm"
     head = b"\0" * 128 + b"DICM" + b"\x02\x00\x10\x00UI\x14\x001.2.840.10008.1.2.1\0"
-    greedy.write_bytes(head + b"\x08\x00\x60\x00OB\0\0" + (2**31).to_bytes(4, "little") + bytes(100))
+    # In the one group whose values are read whatever their length.
+    greedy.write_bytes(head + b"\x02\x00\x02\x01OB\0\0" + (2**31).to_bytes(4, "little") + bytes(100))
     assert MAX_OWN_BYTES < 2**31
     decoder = Decoder(CONFIG)
     for task in ("inspect", "decode", "show"):

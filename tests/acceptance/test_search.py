@@ -21,6 +21,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from tests.laboratory import STUDY, Laboratory
+from trainer.data.phantom import make_phantom
 
 FOLD_FILES = {
     "best_model.pth",
@@ -123,7 +124,7 @@ def test_trial_by_hand_gives_the_same_number(laboratory: Laboratory) -> None:
 
 def test_useless_learning_rate_ranks_last(laboratory: Laboratory, tmp_path: Path) -> None:
     """A better model gets a higher value: with a learning rate of nothing a new head stays at chance."""
-    laboratory.ok("data", "phantom", tmp_path / "larger", "--patients", 48)
+    make_phantom(tmp_path / "larger", patients=48, side=128)
     laboratory.archive = tmp_path / "larger"
     laboratory.study("""\
 study: small

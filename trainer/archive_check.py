@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from trainer.config import CheckConfig, Strict
 from trainer.contact_sheet import Shown, draw_contact_sheet
 from trainer.data.archive import find_candidates
-from trainer.data.cache import UnusableArchiveError
 from trainer.data.decoder_pool import MEMORY_BYTES, DecoderPool
 from trainer.data.labels import read_labels
 from trainer.data.naming import Naming, choose_naming
 from trainer.data.progress import Progress
 from trainer.data.records import Dataset, ImageRecord, Rejection
 from trainer.data.report import write_report
+from trainer.data.usability import UnusableArchiveError
 from trainer.errors import DataError, InputError, TrainerError
 from trainer.opening import open_archive
 from trainer.protocols import StopSignal

@@ -234,7 +234,7 @@ def _match(records: Sequence[ImageRecord], rows: Sequence[_Row], folder: Path) -
         n_rows = len(of_accession.get(first.accession, ()))
         raise InputError(
             f"{folder}: no vector for image {first.path}: it is not in {METADATA}, which has {n_rows or 'none'} of its accession "
-            f"number {first.accession!r}, expected just one, of no other image; {len(missing)} of {len(records)} have none"
+            f"number, expected just one, of no other image; {len(missing)} of {len(records)} have none"
         )
     return [place for place in places if place is not None]
 

@@ -18,7 +18,6 @@ import logging
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,15 +36,21 @@ from trainer.data.cache_files import About, pixel_versions
 from trainer.data.decoder_pool import DecoderPool
 from trainer.data.decoding import Nowhere, Settled, Sink, decode, settle
 from trainer.data.inspection import Usable, inspect
-from trainer.data.label_formats import LabelFormat
-from trainer.data.labels import Labels, read_labels
+from trainer.data.labels import read_labels
 from trainer.data.memory_images import MemoryWriter
 from trainer.data.naming import AsTheArchive, Naming
 from trainer.data.on_demand import OnDemand
 from trainer.data.preprocess import PREPROCESSING_VERSION
 from trainer.data.progress import Progress
 from trainer.data.records import Dataset, Rejection, Unkept
-from trainer.errors import DataError, InputError, OtherDataError
+from trainer.data.usability import (
+    UnusableArchiveError,
+    check_broken,
+    check_classes,
+    check_split,
+    warn_of_what_is_odd,
+)
+from trainer.errors import DataError, OtherDataError
 
 logger = logging.getLogger(__name__)
 
@@ -57,16 +62,6 @@ _BUILDING = ".building"
 _ABANDONED_S = 7 * 24 * 3600
 _SELECTION = SelectionConfig()
 _NAMING = AsTheArchive()
-
-
-class UnusableArchiveError(DataError):
-    """An archive that cannot be used as it is: too many broken files, no image, or none of a class."""
-
-    def __init__(self, message: str, rejections: Sequence[Rejection], dataset: Dataset | None = None) -> None:
-        super().__init__(message)
-        self.rejections = tuple(rejections)
-        self.dataset = dataset
-        """What is left of it, where it was decoded."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,7 @@ def open_dataset(
         DataError: the decoded images cannot be kept.
     """
     labels = read_labels(csv, selection)
-    _check_split(labels, csv, selection)
+    check_split(labels, csv, selection)
     candidates, rejections = find_candidates(dicom_root, labels, naming, published_split=selection.published_split)
     if not candidates:
         raise UnusableArchiveError(f"{dicom_root}: no file in it has a usable label in {csv}", rejections)
@@ -128,8 +123,8 @@ def open_dataset(
         usable, left_out = inspect(dicom_root, candidates, pool, known_in, naming, selection, progress)
         rejections += left_out
         if not despite_broken:
-            _check_broken(rejections, len(candidates), selection)
-            _check_classes({entry.candidate.label for entry in usable}, labels, csv, rejections)
+            check_broken(rejections, len(candidates), selection)
+            check_classes({entry.candidate.label for entry in usable}, labels, csv, rejections)
         about = About(
             data_hash=_hash(usable, labels.class_names, preprocessing),
             class_names=labels.class_names,
@@ -140,9 +135,9 @@ def open_dataset(
             raise OtherDataError(expected_hash, about.data_hash)
         opening = _Opening(dicom_root, about, usable, rejections, pool, progress)
         dataset = _decoded(opening, cache_dir, cache_mode)
-    _check_broken(dataset.rejections, len(candidates), selection, dataset)
-    _check_classes({record.label for record in dataset.records}, labels, csv, dataset.rejections, dataset)
-    _warn(usable, labels)
+    check_broken(dataset.rejections, len(candidates), selection, dataset)
+    check_classes({record.label for record in dataset.records}, labels, csv, dataset.rejections, dataset)
+    warn_of_what_is_odd(usable, labels)
     return dataset
 
 
@@ -305,12 +300,6 @@ def _sorted(rejections: Iterable[Rejection]) -> tuple[Rejection, ...]:
     return tuple(sorted(rejections, key=lambda rejection: (rejection.path, rejection.code)))
 
 
-def _check_split(labels: Labels, csv: Path, selection: SelectionConfig) -> None:
-    """Raise InputError if the label file's own split is asked for and it has none."""
-    if selection.published_split and all(entry.split is None for entry in labels.entries.values()):
-        raise InputError(f"{csv}: no split in it, expected a column split for published_split")
-
-
 def _check_index(dataset: Dataset, opening: _Opening, folder: Path) -> None:
     """Raise DataError if the records in *folder* are not of the files that are there: its key says that they are."""
     known = {
@@ -322,49 +311,3 @@ def _check_index(dataset: Dataset, opening: _Opening, folder: Path) -> None:
             raise DataError(
                 f"{folder}: damaged: its index is not that of these images; remove it and it is built again"
             )
-
-
-def _check_broken(
-    rejections: Sequence[Rejection], files: int, selection: SelectionConfig, dataset: Dataset | None = None
-) -> None:
-    """Raise UnusableArchiveError if more of the *files* with a label are broken than may be."""
-    counts = Counter(rejection.code.value for rejection in rejections if rejection.code.broken)
-    broken = counts.total()
-    if broken > selection.max_rejected * files:
-        by_code = ", ".join(f"{code} {count}" for code, count in sorted(counts.items()))
-        raise UnusableArchiveError(
-            f"{broken} of {files} images are broken ({by_code}): more than max_rejected {selection.max_rejected:g}",
-            rejections,
-            dataset,
-        )
-
-
-def _check_classes(
-    present: set[int], labels: Labels, csv: Path, rejections: Sequence[Rejection], dataset: Dataset | None = None
-) -> None:
-    """Raise UnusableArchiveError if a class of the label file has no image."""
-    for label, name in enumerate(labels.class_names):
-        if label not in present:
-            keys = sum(entry.label == label for entry in labels.entries.values())
-            raise UnusableArchiveError(
-                f"{csv}: class {name!r} has {keys} labels and no usable image", rejections, dataset
-            )
-
-
-def _warn(usable: Sequence[Usable], labels: Labels) -> None:
-    """Say what those should know who have to defend a number that is made of these images."""
-    kinds = Counter(entry.for_processing for entry in usable)
-    if len(kinds) > 1:
-        logger.warning(
-            "%d images are FOR PROCESSING and %d are not: two laws of intensity in one data set",
-            kinds[True],
-            kinds[False],
-            extra={"action": "data_mixed"},
-        )
-    alone = sum(entry.belonging.stated is None and entry.belonging.patient_id is None for entry in usable)
-    if alone and labels.format != LabelFormat.ARCHIVE:
-        logger.warning(
-            "neither label file nor header names the patient of %d images: each counts as a patient of its own",
-            alone,
-            extra={"action": "data_patients_unknown"},
-        )

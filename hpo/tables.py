@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
@@ -17,8 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from hpo.status import Status
-from trainer.archive_check import ArchiveReport
 from trainer.data.progress import Stage
+
+if TYPE_CHECKING:
+    from trainer.archive_check import ArchiveReport  # draws: half a second of imports, for one command
 
 logger = logging.getLogger(__name__)
 

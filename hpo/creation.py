@@ -11,7 +11,7 @@ import optuna
 from hpo.errors import StudyFileError
 from hpo.study import DataPlace, Study, load, write_folder
 from hpo.study_file import StudyFile
-from storage import ledger
+from storage import ledger, steering
 from storage.errors import StudyExistsError
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree
@@ -66,16 +66,25 @@ def create(
             data_hash=dataset.data_hash,
             folds_hash=folds.hash,
             folds_csv=to_csv(folds, dataset),
-            budget_trials=file.budget.trials,
+            limits=file.budget.limits(file.space().size()),
         )
     if not registered:
         raise StudyExistsError(file.study)
     study = load(file.study, tree, storage)
+    queue_defaults(study)
     write_folder(study, dataset)
     logger.info(
         "study %s created in %s", file.study, folder.path, extra={"action": "study_created", "study": file.study}
     )
     return study
+
+
+def queue_defaults(study: Study) -> None:
+    """Queue the base configuration, as far as it lies in the space: it is always tried first."""
+    defaults = study.space.defaults()
+    if defaults:
+        whole = study.space.contains(defaults)
+        steering.enqueue(study.storage.engine, study.registration.study_id, defaults, whole=whole)
 
 
 def check_networks(file: StudyFile) -> None:

@@ -36,5 +36,18 @@ class NoFinishedTrialError(SearchError):
         super().__init__(f"study {study!r} has no trial yet that finished all its folds")
 
 
+class TrialPrunedError(SearchError):
+    """The trial is given up, since it cannot be expected to become the best."""
+
+
 class NoDataPlaceError(SearchError):
     """Neither the command nor the study says where the data are."""
+
+
+class QueuedValueError(SearchError):
+    """Somebody asked for a configuration that the search space does not have."""
+
+    def __init__(self, field: str, value: object, problem: str) -> None:
+        self.field = field
+        self.value = value
+        super().__init__(" ".join(f"{field}={value}: {problem}".split()))  # one line, whatever a script wrote

@@ -16,10 +16,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hpo.settings import Settings, allowed_gpus, child_environment
-from hpo.status import Status, status, worker_name
+from hpo.settings import Settings, allowed_gpus, child_environment, mps_pipes
+from hpo.signals import Leave
+from hpo.status import Status, is_over, status, worker_name
 from hpo.study import DataPlace, Study, open_data
 from hpo.tables import live_status, opening_progress
+from storage import ledger
+from storage.heartbeat import GRACE_S, HEARTBEAT_S
 from storage.patience import Patience
 from storage.tree import OutputTree
 
@@ -29,6 +32,10 @@ _POLL_S = 0.5
 _LONGEST_DELAY_S = 60.0
 _FRUITLESS_STARTS = 5
 _CORES_PER_CPU_WORKER = 4
+_FAREWELL_S = 20.0
+"""How long workers may take to leave by themselves once the study is over: they complete the last folders."""
+_OBEY_S = 9.5
+"""How long workers may take to leave when they are asked to; they promise seven."""
 _OBEYED = {0, -signal.SIGTERM}
 """Exit codes of a worker that was asked to stop; the second one's, when it had not begun to listen, nor to work."""
 
@@ -92,7 +99,7 @@ def plan(workers: int | None, per_gpu: int, gpus: Sequence[str], cores: int) -> 
 
 @dataclass
 class Launcher:
-    """Runs the workers of one study on this machine until the study is finished or `stop` is set."""
+    """Runs the workers of one study on this machine until the study is over or `stop` is set."""
 
     command: Sequence[str]
     """Of a worker, without what differs by slot."""
@@ -101,13 +108,15 @@ class Launcher:
     log_folder: Path
     look: Callable[[], Status]
     show: Callable[[Status], None]
+    repair: Callable[[], None]
+    """Frees what dead workers hold, also when nobody else is there to do it."""
     stop: threading.Event
     first_delay_s: float = 1.0
     """Before a worker that died is started again; it doubles with every fruitless start."""
     _watched: list[Watched] = field(default_factory=list)
 
     def run(self) -> int:
-        """Return the exit code: 0 when the budget is spent or the stop was obeyed, 2 for wrong input, else 1."""
+        """Return the exit code: 0 when the study is over or the stop was obeyed, 2 for wrong input, else 1."""
         self.log_folder.mkdir(parents=True, exist_ok=True)
         self._watched = [Watched(slot) for slot in self.slots]
         try:
@@ -118,19 +127,26 @@ class Launcher:
             return 0 if all(code in _OBEYED for code in codes) else 1
         final = self.look()
         self.show(final)
-        if final.budget.left == 0:
+        if is_over(final):
             return 0
         logger.error("all workers ended, and the study is not finished", extra={"action": "unfinished"})
         return max([1, *(watched.exit_code or 0 for watched in self._watched)])
 
     def _watch(self) -> None:
-        """Keep a process in every slot until none needs one any more, or until `stop` is set."""
-        looked_at = 0.0
+        """Keep a process in every slot until none needs one any more, the study is over, or `stop` is set."""
+        looked_at = repaired_at = 0.0
         current = self.look()
+        over_at: float | None = None
         while not self.stop.is_set() and any(watched.exit_code is None for watched in self._watched):
             if time.monotonic() - looked_at > 2 * _POLL_S:
                 current, looked_at = self.look(), time.monotonic()
                 self.show(current)
+                over_at = (over_at or looked_at) if is_over(current) else None
+            if over_at is not None and time.monotonic() > over_at + _FAREWELL_S:
+                return
+            if time.monotonic() - repaired_at > HEARTBEAT_S:
+                self.repair()
+                repaired_at = time.monotonic()
             for watched in self._watched:
                 self._tend(watched, current)
             self.stop.wait(_POLL_S)
@@ -191,7 +207,23 @@ class Launcher:
         running = [watched.process for watched in self._watched if watched.process is not None]
         for process in running:
             process.send_signal(signal.SIGTERM)
-        return [process.wait() for process in running]
+        deadline = time.monotonic() + _OBEY_S
+        return [_wait_or_kill(process, deadline) for process in running]
+
+    def kill(self) -> None:
+        """End the workers that still run at once. For another thread, at a second signal."""
+        for watched in self._watched:
+            if watched.process is not None and watched.process.poll() is None:
+                watched.process.kill()
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes], deadline: float) -> int:
+    """Return the exit code of a process that was asked to leave; one that is frozen does not hear it, and is killed."""
+    try:
+        return process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _finished_an_epoch(process: subprocess.Popen[bytes], current: Status) -> bool:
@@ -210,8 +242,10 @@ def launch(
     console: Console,
     *,
     stop: threading.Event,
+    leave: Leave,
     workers: int | None,
     per_gpu: int,
+    patience_s: float,
     csv: Path | None,
     dicom_root: Path | None,
     log_options: Sequence[str],
@@ -238,14 +272,27 @@ def launch(
         slots[0].threads,
         extra={"action": "launching", "study": study.name},
     )
-    patience = Patience(stop=stop)
+    if slots[0].cuda_device is not None and per_gpu > 1:
+        how = "through MPS" if mps_pipes().exists() else "in turns: nvidia-cuda-mps-control is not running"
+        logger.info("%d workers share a GPU, %s", per_gpu, how, extra={"action": "sharing", "study": study.name})
+    patience = Patience(patience_s, stop)
+    options = [*places, "--per-gpu", str(per_gpu), "--patience", str(patience_s), *log_options]
     with live_status(console) as show:
-        return Launcher(
-            command=[sys.executable, "-P", "-m", "hpo.cli", "worker", study.name, *places, *log_options],
+        launcher = Launcher(
+            command=[sys.executable, "-P", "-m", "hpo.cli", "worker", study.name, *options],
             slots=slots,
             settings=settings,
             log_folder=study.folder.path / "workers",
             look=lambda: patience.call(status, study),
             show=show,
+            repair=lambda: _repair(study, patience),
             stop=stop,
-        ).run()
+        )
+        leave.second = launcher.kill
+        return launcher.run()
+
+
+def _repair(study: Study, patience: Patience) -> None:
+    """Free what dead workers hold, unless this process was cut off a moment ago itself, as they may have been."""
+    if patience.undisturbed_for(GRACE_S):
+        patience.call(ledger.repair, study.storage.engine, study.registration.study_id, GRACE_S)

@@ -1,125 +1,104 @@
-"""One trial, composed: parameters, configuration, cross-validation, publication, record."""
+"""One trial, composed: parameters, configuration, cross-validation, pruning, publication, record."""
 
 from __future__ import annotations
 
+import gc
 import logging
-import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from hpo import sampling
-from hpo.study import DataPlace, Study, with_embeddings
-from storage import ledger
-from storage.claims import Claim, Claims
+from hpo import sampling, trial_record
+from hpo.errors import TrialPrunedError
+from hpo.hang import Pulse
+from hpo.plateau import plateaued
+from hpo.pruning import Curves, Pruning, make_pruning
+from hpo.station import Station
+from hpo.study import Study
+from hpo.trial import Trial
+from hpo.worker import Attention, Outcome, Work
+from storage import ledger, steering
+from storage.claims import Claim, Claims, Ending, Progress
 from storage.record import describe_files
 from storage.tree import AttemptFolder
 from trainer.batches import batch_bounds
-from trainer.cli import command_line
-from trainer.config import PreprocessingConfig, RunConfig, TrainConfig
 from trainer.cross_validation import CrossValidation, cross_validate
-from trainer.data.folds import Folds, from_csv
-from trainer.data.records import Dataset
 from trainer.files import write_text
 from trainer.loading import settle_loading
 from trainer.protocols import Listener, RunFolder, StopSignal
 from trainer.records import EpochRecord, FoldResult, Resolution
 from trainer.resolve import Compute, resolve
-from trainer.seeds import Seeds
+from trainer.run_log import log_to
 from trainer.summary import summarise
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Station:
-    """Where a worker works: what it needs for every trial and does not change between them."""
+class Publisher:
+    """Hears of epochs and folds from the trainer, makes them part of the trial under its claim, and gives hopeless trials up."""
 
     study: Study
     claims: Claims
-    place: DataPlace
-    dataset: Dataset
-    """The study's data, with the preprocessing of its base configuration."""
-    folds: Folds
-    device: torch.device
-    threads: int | None
-    """Processor threads of a step, for trials that this worker begins; None for all cores."""
-    _opened: dict[tuple[PreprocessingConfig, Path | None], Dataset] = field(default_factory=dict)
-    """The data in other forms, which are opened once: to open is to read every file."""
-
-    def data(self, config: TrainConfig) -> tuple[Dataset, Folds]:
-        """
-        Return the data as *config* wants them, preprocessed and with another backbone's vectors, and the study's folds.
-
-        Raises:
-            NotTheStudysEmbeddingsError: The vectors here are others than the study's.
-        """
-        base, form = self.study.file.train, (config.preprocessing(), config.embeddings_dir)
-        if form == (base.preprocessing(), base.embeddings_dir):
-            return self.dataset, self.folds
-        if form not in self._opened:
-            dataset = self.dataset if form[0] == base.preprocessing() else self.place.open(form[0])
-            self._opened[form] = with_embeddings(self.study.file, dataset, config.embeddings_dir)
-        dataset = self._opened[form]
-        return dataset, from_csv(self.study.registration.folds_csv, dataset)
-
-
-@dataclass(frozen=True)
-class Publisher:
-    """Hears of epochs and folds from the trainer, and makes them part of the trial under its claim."""
-
-    claims: Claims
     claim: Claim
     folder: AttemptFolder
+    pruning: Pruning
+    pulse: Pulse
 
     def epoch_finished(self, fold: int, record: EpochRecord) -> None:
-        """Show that the trial advances. Raises TakenOverError."""
-        self.claims.progress(self.claim, fold, record.epoch)
+        """
+        Show that the trial advances.
+
+        Raises:
+            TakenOverError: It is another attempt's by now.
+            TrialPrunedError: It is given up.
+        """
+        self.pulse.epoch(record.seconds)
+        self.claims.advance(self.claim, _progress(fold, record))
+        self._judge_epoch(fold, record.epoch)
+
+    def epoch_resumed(self, fold: int, record: EpochRecord) -> None:
+        """Make up for what an earlier attempt saved and may not have told. Raises as `epoch_finished` does."""
+        self.pulse.epoch(record.seconds)
+        self.claims.resume(self.claim, _progress(fold, record))
+        self._judge_epoch(fold, record.epoch)
 
     def fold_finished(self, result: FoldResult) -> None:
-        """Settle the fold's number in the database, then put its files in their place. Raises TakenOverError."""
+        """Settle the fold's number in the database, then put its files in their place. Raises as `epoch_finished` does."""
         if result.score is None:
             raise ValueError(f"fold {result.fold} has no score: its validation set is empty or of one class")
         place = self.folder.fold(result.fold)
         files = describe_files(place, prefix=f"{place.name}/")
         self.claims.publish_fold(self.claim, result.fold, result.score, files)
         self.folder.publish(result.fold)
+        self.judge_fold(result.fold)
+
+    def judge_fold(self, fold: int) -> None:
+        """Give the trial up if the folds up to *fold* leave no hope. Raises TrialPrunedError."""
+        if fold < self.study.file.cv.folds - 1 and self.study.file.pruning.asked:
+            self._raise(self.pruning.after_fold(*self._courses(), fold))
+
+    def _judge_epoch(self, fold: int, epoch: int) -> None:
+        if self.pruning.looks_after_epoch(fold, epoch):
+            self._raise(self.pruning.after_epoch(*self._courses(), fold, epoch))
+
+    def _courses(self) -> tuple[Curves, list[Curves]]:
+        """Return how this trial went so far, and how the others did."""
+        courses = self.claims.patience.call(ledger.courses, self.claims.engine, self.claims.study_id)
+        curves = [Curves(course.number, course.complete, course.scores, course.epochs) for course in courses]
+        mine = next(each for each in curves if each.number == self.claim.number)
+        return mine, [each for each in curves if each is not mine]
+
+    @staticmethod
+    def _raise(reason: str | None) -> None:
+        if reason is not None:
+            raise TrialPrunedError(reason)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A claimed trial with everything settled that its attempts share."""
-
-    station: Station
-    claim: Claim
-    params: dict[str, Any]
-    config: TrainConfig
-    compute: Compute
-    folder: AttemptFolder
-
-    @property
-    def seeds(self) -> Seeds:
-        """The trial's seeds: from the study's, and the number that the trial has for ever."""
-        return Seeds(self.station.study.file.seed, self.claim.number)
-
-    def command(self) -> str:
-        """Return the command that trains the same by hand: same code, same configuration, same seeds, same folds."""
-        run = RunConfig(
-            **self.config.model_dump(),
-            **self.station.place.selection.model_dump(),
-            csv=self.station.place.csv,
-            dicom_root=self.station.place.dicom_root,
-            device=self.station.device.type,
-            threads=self.compute.resolution.threads,
-            micro_batch=self.compute.resolution.micro_batch,
-            seed=self.seeds.study,
-            trial=self.seeds.trial,
-            cv_folds=self.station.study.file.cv.folds,
-        )
-        return command_line("train-density", run)
+def _progress(fold: int, record: EpochRecord) -> Progress:
+    return Progress(fold, record.epoch, record.balanced_acc_adj, record.seconds, record.images_per_second)
 
 
 def begin(station: Station, claim: Claim) -> Trial:
@@ -161,11 +140,22 @@ def begin(station: Station, claim: Claim) -> Trial:
     return Trial(station, claim, params, config, compute, folder)
 
 
-def train(trial: Trial, stop: StopSignal) -> CrossValidation:
-    """Train the folds that are not published yet, publish them, and write what concerns the whole trial."""
-    station = trial.station
+def train(trial: Trial, attention: Attention) -> CrossValidation:
+    """
+    Train the folds that are not published yet, publish them, and write what concerns the whole trial.
+
+    Raises:
+        TrialPrunedError: It is given up.
+        TrainerError, StorageError: See `hpo.verdict`.
+    """
+    station, study = trial.station, trial.station.study
     started_at = datetime.now(UTC)
     dataset, folds = station.data(trial.config)
+    section = study.file.pruning
+    pruning = make_pruning(section.by_folds, section.by_epochs, n_folds=folds.n_folds, n_epochs=trial.config.epochs)
+    publisher = Publisher(study, station.claims, trial.claim, trial.folder, pruning, attention.pulse)
+    if trial.folder.settled:  # its last attempt may have ended before it had judged what it published
+        publisher.judge_fold(max(trial.folder.settled))
     result = cross_validate(
         trial.config,
         dataset,
@@ -173,15 +163,15 @@ def train(trial: Trial, stop: StopSignal) -> CrossValidation:
         trial.seeds,
         compute=trial.compute,
         folder=trial.folder,
-        listener=Publisher(station.claims, trial.claim, trial.folder),
-        stop=stop,
+        listener=publisher,
+        stop=attention,
     )
     summary = summarise(
         trial.config,
         result.folds,
         value=result.value,
         cross_validated=True,
-        seed=station.study.file.seed,
+        seed=study.file.seed,
         compute=trial.compute,
         dataset=dataset,
         folds_hash=folds.hash,
@@ -193,18 +183,61 @@ def train(trial: Trial, stop: StopSignal) -> CrossValidation:
     return result
 
 
-@dataclass(frozen=True)
-class EitherSignal:
-    """Set when one of two events is: somebody asked the worker to stop, or the claim was lost."""
+@dataclass
+class Training:
+    """The work of a search: it fits the worker's `Work`."""
 
-    first: threading.Event
-    second: threading.Event
+    station: Station
+    _trial: Trial | None = None
+    _tidy: set[int] = field(default_factory=set)
+    """Finished trials whose folders are known to be complete."""
 
-    def is_set(self) -> bool:
-        """Return whether to stop."""
-        return self.first.is_set() or self.second.is_set()
+    def train(self, claim: Claim, attention: Attention) -> Outcome:
+        """Return how the trial ended. Raises what `hpo.verdict` has a meaning for."""
+        self._trial = None
+        self._trial = begin(self.station, claim)
+        with log_to(self._trial.folder.log):
+            result = train(self._trial, attention)
+        if result.value is None:
+            raise ValueError("the mean over the folds does not exist")
+        return Outcome(Ending.COMPLETE, result.value, attributes={"fold_scores": [fold.score for fold in result.folds]})
+
+    def record(self, claim: Claim, outcome: Outcome) -> None:  # noqa: ARG002 - the trial knows its claim
+        """Write `optuna_trial.json` into the attempt's folder, if it got as far as having one."""
+        if self._trial is not None:
+            trial_record.write_ending(self._trial, outcome)
+
+    def settle(self, claim: Claim) -> None:
+        """Make the attempt's files the trial's, and stop a study that gets no better."""
+        study = self.station.study
+        study.folder.trial(claim.number).promote(claim.token)
+        patience = study.file.budget.plateau
+        if patience is not None and plateaued(self.station.claims.patience.call(lambda: study.trials), patience):
+            self.station.claims.patience.call(
+                steering.stop, study.storage.engine, study.registration.study_id, "plateau"
+            )
+
+    def log(self, claim: Claim) -> Path | None:  # noqa: ARG002 - the trial knows its claim
+        """Return the attempt's `run.log`."""
+        return None if self._trial is None else self._trial.folder.log
+
+    def forget(self) -> None:
+        """Give back what the last trial held."""
+        self._trial = None
+        gc.collect()
+        if self.station.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def tidy(self) -> None:
+        """Complete the folders of finished trials whose workers died before they could."""
+        for trial in self.station.claims.patience.call(lambda: self.station.study.trials):
+            if trial.state.is_finished() and trial.number not in self._tidy:
+                trial_record.complete_folder(self.station, trial)
+                self._tidy.add(trial.number)
 
 
-def _fits(folder: AttemptFolder, publisher: Publisher, signal: EitherSignal) -> tuple[RunFolder, Listener, StopSignal]:
-    """Let the type checker compare what storage has with what the trainer asks for."""
-    return folder, publisher, signal
+def _fits(
+    folder: AttemptFolder, publisher: Publisher, attention: Attention, training: Training
+) -> tuple[RunFolder, Listener, StopSignal, Work]:
+    """Let the type checker compare what storage and the search have with what the trainer and the worker ask for."""
+    return folder, publisher, attention, training

@@ -46,6 +46,11 @@ def allowed_gpus() -> list[str] | None:
     return list(itertools.takewhile(lambda device: re.fullmatch(r"\d+|(GPU|MIG)-.+", device), devices))
 
 
+def mps_pipes() -> Path:
+    """Return where NVIDIA's Multi-Process Service is reached, if it runs: its clients find it by themselves."""
+    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control"  # noqa: S108 - NVIDIA's default
+
+
 def child_environment(settings: Settings, *, cuda_device: str | None, threads: int) -> dict[str, str]:
     """
     Return the environment of a worker process: ours, with its GPU and its share of the processor.

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import socket
+import statistics
 from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
+
+from optuna.trial import FrozenTrial
 
 from hpo import study as studies
 from hpo.study import Study
@@ -27,12 +33,17 @@ class Status(Record):
 
     study: str
     state: str
-    """waiting (nobody works on it), running, or finished."""
+    """
+    waiting (nobody works on it), running; and when nothing more will begin and nothing runs: finished (the budget is
+    spent), exhausted (every configuration was tried) or stopped.
+    """
     direction: str
     trials: dict[str, int]
     """By state."""
     budget: Budget
     best: BestStatus | None
+    seconds_left: float | None
+    """Until the budget is spent, as the last trials and today's workers let expect; None where nothing can be said yet."""
     workers: list[WorkerState]
 
 
@@ -41,6 +52,8 @@ def worker_name(pid: int) -> str:
     return f"{socket.gethostname()}:{pid}"
 
 
+_LAST = 20
+_ENDED = {"spent": "finished", "exhausted": "exhausted", "stopped": "stopped"}
 _STATES = ("running", "waiting", "complete", "pruned", "fail")
 
 
@@ -54,10 +67,45 @@ def status(study: Study) -> Status:
     best = ranked[0] if ranked else None
     return Status(
         study=study.name,
-        state="finished" if budget.left == 0 else "running" if workers else "waiting",
+        state=_state(budget, counts, at_work=bool(workers)),
         direction="maximize",
         trials={state: counts[state] for state in _STATES},
         budget=budget,
         best=None if best is None else BestStatus(number=best.number, value=best.values[0], params=best.params),
+        seconds_left=seconds_left(budget, study.trials, len(workers), datetime.now(UTC)),
         workers=workers,
     )
+
+
+def seconds_left(budget: Budget, trials: Sequence[FrozenTrial], workers: int, now: datetime) -> float | None:
+    """
+    Return the seconds until the first of the limits in *budget* is reached with so many *workers*.
+
+    A trial takes as long as the last twenty finished ones did from their first attempt on, at the median.
+    """
+    limits = []
+    took = [
+        (trial.datetime_complete - trial.datetime_start).total_seconds()
+        for trial in trials
+        if trial.state.is_finished() and trial.datetime_complete is not None and trial.datetime_start is not None
+    ]
+    if budget.left is not None and took and workers:
+        limits.append(math.ceil(budget.left / workers) * statistics.median(took[-_LAST:]))
+    if budget.hours is not None and workers:
+        limits.append(budget.hours.left * 3600)
+    if budget.gpu_hours is not None and workers:
+        limits.append(budget.gpu_hours.left * 3600 / workers)
+    if budget.deadline is not None:
+        limits.append(max(0.0, (budget.deadline - now).total_seconds()))
+    return min(limits, default=None)
+
+
+def _state(budget: Budget, counts: Counter[str], *, at_work: bool) -> str:
+    if budget.ended is not None and counts["running"] == 0:
+        return _ENDED[budget.ended]
+    return "running" if at_work else "waiting"
+
+
+def is_over(status: Status) -> bool:
+    """Return whether nothing runs and nothing more will begin."""
+    return status.state in _ENDED.values()

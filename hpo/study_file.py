@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from hpo.errors import StudyFileError
 from hpo.search_space import AnyDimension, CategoricalDimension, SearchSpace
+from storage.ledger import Limits
 from trainer.config import NO_WEIGHTS_FILES, SelectionConfig, Strict, TrainConfig, one_line
 
 _PATHS = {"data": ("csv", "dicom_root"), "train": ("embeddings_dir", "weights")}
@@ -39,22 +40,76 @@ class CrossValidationSection(Strict):
 class SamplerSection(Strict):
     """What proposes configurations."""
 
-    name: Literal["tpe", "random"] = "tpe"
+    name: Literal["tpe", "random", "gp", "grid", "qmc", "cmaes"] = "tpe"
+    """tpe and gp model what they have seen; cmaes moves a cloud of numbers towards the better ones and draws choices at random;
+    qmc fills the space evenly, random does not; grid tries all there is of a finite space, in an order of its own."""
     startup_trials: int = Field(10, ge=1)
-    """Trials that tpe proposes at random before it models them."""
+    """Trials that finished, pruned ones too, before tpe, gp and cmaes learn from them; until then they propose at random."""
+
+
+Switch = Literal["off", "on", "auto"]
 
 
 class PruningSection(Strict):
-    """When a trial is given up before its last fold."""
+    """When a trial is given up before its last epoch of its last fold."""
 
-    name: Literal["none"] = "none"
+    name: Literal["none", "auto"] = "none"
+    """auto: by folds and by epochs, as the measurements say; none: only what the two fields below ask for."""
+    folds: Switch | None = None
+    """Between folds, on the scores of the folds so far; what `name` says if it is not given."""
+    epochs: Switch | None = None
+    """Inside a fold, on its validation curve; what `name` says if it is not given."""
+
+    @property
+    def by_folds(self) -> Switch:
+        """Whether and how trials are given up between folds."""
+        return self.folds or ("auto" if self.name == "auto" else "off")
+
+    @property
+    def by_epochs(self) -> Switch:
+        """Whether and how trials are given up inside a fold."""
+        return self.epochs or ("auto" if self.name == "auto" else "off")
+
+    @property
+    def asked(self) -> bool:
+        """Whether any trial may be given up."""
+        return (self.by_folds, self.by_epochs) != ("off", "off")
 
 
 class BudgetSection(Strict):
-    """When the search ends."""
+    """When the search ends: at the first of these."""
 
-    trials: int = Field(ge=1)
-    """Trials that finish."""
+    trials: int | None = Field(None, ge=1)
+    """Trials that finish: complete, pruned, or failed by their own fault."""
+    hours: float | None = Field(None, gt=0)
+    """Hours in which at least one worker is at work; no trial begins afterwards."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """Hours that workers hold GPUs, all workers together; no trial begins afterwards."""
+    deadline: AwareDatetime | None = None
+    """No trial begins after this moment, such as 2027-01-31 08:00:00+01:00."""
+    plateau: int | None = Field(None, ge=2)
+    """No trial begins after so many in a row without an improvement beyond the noise of the folds."""
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            raise ValueError(f"names no limit: expected at least one of {', '.join(type(self).model_fields)}")
+        return self
+
+    def in_words(self) -> str:
+        """Return the limits as people say them."""
+        said = {
+            "trials": f"{self.trials} trials",
+            "hours": f"{self.hours} hours",
+            "gpu_hours": f"{self.gpu_hours} GPU-hours",
+            "deadline": f"until {self.deadline}",
+            "plateau": f"until {self.plateau} trials bring nothing new",
+        }
+        return ", ".join(words for name, words in said.items() if getattr(self, name) is not None)
+
+    def limits(self, configurations: int | None) -> Limits:
+        """Return what the database watches over; *configurations* are those of a finite space."""
+        return Limits(self.trials, self.hours, self.gpu_hours, self.deadline, configurations)
 
 
 class StudyFile(Strict):

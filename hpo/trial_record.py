@@ -15,34 +15,37 @@ from typing import Any, cast
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial
 
-from hpo.objective import Station, Trial
+from hpo.station import Station
+from hpo.trial import Trial
+from hpo.worker import Outcome
 from storage import ledger
 from storage.claims import Ending
 from storage.ledger import PublishedFold
 from storage.record import Attempt, File, TrialRecord, TrialStateName, describe_file
 from trainer.files import write_text
-from trainer.provenance import commit, versions
 from trainer.seeds import Seeds
 
 _NAME = "optuna_trial.json"
 
 
-def write_ending(trial: Trial, ending: Ending, *, value: float | None, reason: str | None) -> None:
+def write_ending(trial: Trial, outcome: Outcome) -> None:
     """Write the record of a trial that is about to be finished into the folder of its attempt."""
     station, claim = trial.station, trial.claim
     now = datetime.now(UTC)
     engine = station.study.storage.engine
     attempts = [
-        attempt.model_copy(update={"end": now, "ending": str(ending)}) if attempt.token == claim.token else attempt
+        attempt.model_copy(update={"end": now, "ending": str(outcome.ending)})
+        if attempt.token == claim.token
+        else attempt
         for attempt in station.claims.patience.call(ledger.attempts, engine, claim.trial_id)
     ]
     published = station.claims.patience.call(ledger.published_folds, engine, claim.trial_id)
     record = _record(
         station,
         claim.number,
-        state=ending.value,
-        value=value,
-        reason=reason,
+        state=outcome.ending.value,
+        value=outcome.value,
+        reason=outcome.reason,
         params=trial.params,
         resolution=trial.compute.resolution.model_dump(mode="json"),
         attempts=attempts,
@@ -108,6 +111,7 @@ def _record(
     n_folds = study.file.cv.folds
     seeds = Seeds(study.file.seed, number)
     settled = resolution or {}
+    environment = attempts[-1].environment if attempts else {}
     return TrialRecord(
         study=study.name,
         number=number,
@@ -127,8 +131,8 @@ def _record(
         seeds={"study": seeds.study, "trial": seeds.trial, "folds": [seeds.fold(fold) for fold in range(n_folds)]},
         threads=settled.get("threads"),
         resolution=resolution,
-        versions=versions(),
-        git_commit=commit().git_commit,
+        versions=environment.get("versions", {}),
+        git_commit=environment.get("git_commit"),
         data_hash=dataset.data_hash,
         embeddings_hash=dataset.features_hash,
         folds_hash=study.registration.folds_hash,
@@ -148,11 +152,9 @@ def _files_of_trial(folder: Path) -> list[File]:
 
 
 def _gpu_seconds(attempts: list[Attempt]) -> float:
-    """Return the seconds that attempts held a GPU; those that were lost count up to their last heartbeat."""
+    """Return the GPU-seconds of attempts, by their share of it; those that were lost count up to their last heartbeat."""
     return sum(
-        (attempt.end - attempt.start).total_seconds()
-        for attempt in attempts
-        if attempt.end is not None and attempt.device != "cpu"
+        attempt.gpus * (attempt.end - attempt.start).total_seconds() for attempt in attempts if attempt.end is not None
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from hpo.errors import SearchError
+from hpo.errors import SearchError, TrialPrunedError
 from storage.errors import DatabaseUnavailableError, StorageError, TakenOverError
 from trainer.errors import DivergedError, InputError, OutOfMemoryError, StopRequestedError, TrainerError
 
@@ -13,8 +13,10 @@ from trainer.errors import DivergedError, InputError, OutOfMemoryError, StopRequ
 class ForTrial(Enum):
     """What becomes of the trial."""
 
+    PRUNED = "pruned"
     FAIL = "fail, with the reason; spends the budget"
     FAIL_FREE = "fail, with the traceback; does not spend the budget"
+    UNLUCKY = "free for another worker, but fails after three in a row that finished no epoch"
     RELEASE = "free for another worker, from where it stands"
     UNTOUCHED = "somebody else's by now"
 
@@ -37,6 +39,7 @@ class Verdict:
 
 
 _TABLE: tuple[tuple[tuple[type[BaseException], ...], Verdict], ...] = (
+    ((TrialPrunedError,), Verdict(ForTrial.PRUNED, ForWorker.GO_ON)),
     ((TakenOverError,), Verdict(ForTrial.UNTOUCHED, ForWorker.GO_ON)),
     ((StopRequestedError,), Verdict(ForTrial.RELEASE, ForWorker.STOP)),
     ((DivergedError, OutOfMemoryError), Verdict(ForTrial.FAIL, ForWorker.GO_ON)),
@@ -46,6 +49,18 @@ _TABLE: tuple[tuple[tuple[type[BaseException], ...], Verdict], ...] = (
 _ANYTHING_ELSE = Verdict(ForTrial.FAIL_FREE, ForWorker.THIRD_TIME)
 
 
-def verdict(error: BaseException) -> Verdict:
-    """Return what *error* means; the first row that fits it, else our own defect or a broken installation."""
+_OUT_OF_SHARED_MEMORY = Verdict(ForTrial.UNLUCKY, ForWorker.GO_ON)
+"""Its neighbours on the device may have taken the memory."""
+
+
+def verdict(error: BaseException, *, alone: bool = True) -> Verdict:
+    """
+    Return what *error* means; the first row that fits it, else our own defect or a broken installation.
+
+    Args:
+        error: What was raised.
+        alone: Whether the worker has its device to itself.
+    """
+    if isinstance(error, OutOfMemoryError) and not alone:
+        return _OUT_OF_SHARED_MEMORY
     return next((row for kinds, row in _TABLE if isinstance(error, kinds)), _ANYTHING_ELSE)

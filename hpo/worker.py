@@ -1,38 +1,33 @@
-"""One process of a search: claim a trial, train it, tell how it ended, until the budget is spent."""
+"""
+One process of a search: claim a trial, work on it, tell how it ended, until nothing is left to do.
+
+What the work is, it does not know: `hpo.objective` trains, and a test may do something trivial through the same door.
+"""
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import threading
 import traceback
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
+from typing import Any, Protocol
 
-import torch
-
-from hpo import objective, trial_record
 from hpo.errors import SearchError
-from hpo.objective import EitherSignal, Station, Trial
-from hpo.status import worker_name
-from hpo.study import DataPlace, Study, open_data, write_folder
+from hpo.hang import HangWatch, Pulse, Tolerance, dump_stacks
 from hpo.verdict import ForTrial, ForWorker, verdict
 from storage.claims import Claim, Claims, Ending, Idle
-from storage.errors import DatabaseUnavailableError, TakenOverError
-from storage.heartbeat import GRACE_S, HEARTBEAT_S, Heartbeat
-from storage.patience import Patience
-from storage.tree import OutputTree
-from trainer.protocols import StopSignal
-from trainer.resolve import device_kind, resolve_device
-from trainer.run_log import log_to
+from storage.errors import DatabaseUnavailableError, StorageError, TakenOverError
+from storage.heartbeat import HEARTBEAT_S, Heartbeat
 
 logger = logging.getLogger(__name__)
 
 _IDLE_S = 1.0
 _SAME_DEFECTS = 3
+_HUNG_EXIT = 1
 
 
 class BrokenInstallationError(SearchError):
@@ -44,100 +39,122 @@ class BrokenInstallationError(SearchError):
         )
 
 
-class Farewell(Enum):
-    """Why a worker ended in order."""
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended."""
 
-    SPENT = "the budget is spent"
-    STOPPED = "asked to stop"
+    ending: Ending
+    value: float | None = None
+    """Of a complete trial."""
+    reason: str | None = None
+    """Why it was pruned or failed."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """For Optuna, beside the reason."""
+    spends_budget: bool = True
 
 
-def set_up_station(
-    study: Study,
-    tree: OutputTree,
-    *,
-    device: str,
-    threads: int | None,
-    patience: Patience,
-    stop: StopSignal,
-    csv: Path | None,
-    dicom_root: Path | None,
-) -> Station:
-    """
-    Return where a worker works: its device, the study's data as decoded here, and its claims.
+@dataclass(frozen=True)
+class Attention:
+    """What the work on a trial asks between its steps: whether to stop. Asking shows that it advances."""
 
-    Raises:
-        InputError: There is no such device.
-        NotTheStudysDataError: The data here are not the study's.
-        StopRequestedError: Asked to stop while they were opened.
-    """
-    resolved_device = resolve_device(device)
-    place = DataPlace.choose(study.file, tree, csv=csv, dicom_root=dicom_root, stop=stop)
-    dataset, folds = open_data(study, place)
-    write_folder(study, dataset)
-    claims = Claims(
-        engine=study.storage.engine,
-        study_id=study.registration.study_id,
-        worker=worker_name(os.getpid()),
-        device=str(resolved_device),
-        device_kind=device_kind(resolved_device),
-        grace_s=GRACE_S,
-        patience=patience,
-    )
-    return Station(study, claims, place, dataset, folds, resolved_device, threads)
+    stop: threading.Event
+    lost: threading.Event
+    """Set when the claim is somebody else's by now."""
+    pulse: Pulse
+
+    def is_set(self) -> bool:
+        """Return whether to stop as soon as possible."""
+        self.pulse.beat()
+        return self.stop.is_set() or self.lost.is_set()
+
+
+class Work(Protocol):
+    """What a worker does with the trials that it claims."""
+
+    def train(self, claim: Claim, attention: Attention) -> Outcome:
+        """Return how the trial ended; raise what `hpo.verdict` has a meaning for."""
+        ...
+
+    def record(self, claim: Claim, outcome: Outcome) -> None:
+        """Write down how the trial is about to end; the database is told next."""
+        ...
+
+    def settle(self, claim: Claim) -> None:
+        """Put the files of a trial in their place, of which the database was told that it ended."""
+        ...
+
+    def log(self, claim: Claim) -> Path | None:
+        """Return the log of the trial, if it got as far as having one."""
+        ...
+
+    def forget(self) -> None:
+        """Give back what the last trial held; its error, whose traceback keeps tensors alive, is gone."""
+        ...
+
+    def tidy(self) -> None:
+        """Make up for what dead workers left undone; called while there is nothing else to do."""
+        ...
 
 
 @dataclass
 class Worker:
     """Takes trials from a study until there are none left, or until `stop` is set."""
 
-    station: Station
+    claims: Claims
+    work: Work
     stop: threading.Event
+    alone: bool = True
+    """Whether no other worker shares the device."""
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    _claim: Claim | None = None
     _defects: Counter[str] = field(default_factory=Counter)
-    _tidy: set[int] = field(default_factory=set)
-    """Finished trials whose folders are known to be complete."""
 
-    def run(self) -> Farewell:
+    def run(self) -> Idle | None:
         """
-        Work, and return why it ended.
+        Work, and return why there is nothing left to do; None if asked to stop.
 
         Raises:
             TrainerError, StorageError, SearchError, OSError: This worker cannot go on; another may.
         """
         try:
             while not self.stop.is_set():
-                if self._next() is Idle.SPENT:
-                    return Farewell.SPENT
+                found = self.claims.claim()
+                if isinstance(found, Claim):
+                    self._take(found)
+                    self.work.forget()
+                else:
+                    self.work.tidy()
+                    if found is not Idle.WAIT:
+                        return found
+                    self.stop.wait(_IDLE_S)
         except DatabaseUnavailableError:
             if not self.stop.is_set():  # else it was asked to stop while it waited, and what was saved is saved
                 raise
-        return Farewell.STOPPED
+        return None
 
-    def _next(self) -> Claim | Idle:
-        """Take the next trial and train it, or wait a moment where there is none; return what there was."""
-        claim = self.station.claims.claim()
-        if isinstance(claim, Claim):
-            self._work_on(claim)
-            self._free_memory()
-        else:
-            self._tidy_up()
-            if claim is Idle.WAIT:
-                self.stop.wait(_IDLE_S)
-        return claim
-
-    def _work_on(self, claim: Claim) -> None:
-        """Train a claimed trial and tell how it ended; what an error means stands in `hpo.verdict`."""
-        logger.info(
-            "trial %d claimed, attempt %d",
-            claim.number,
-            claim.attempt,
-            extra={"action": "claimed", "trial": claim.number},
-        )
-        trial: Trial | None = None
-        failure: Exception | None = None
-        with Heartbeat(self.station.claims, claim, HEARTBEAT_S) as heartbeat:
+    def give_back(self) -> None:
+        """Queue the trial under way again at once. For another thread, when the main one does not come to it in time."""
+        claim = self._claim
+        if claim is not None:
             try:
-                trial = objective.begin(self.station, claim)
-                self._train(trial, EitherSignal(self.stop, heartbeat.lost))
+                self.claims.release(claim)
+            except StorageError as error:
+                logger.warning("trial %d not given back: %s", claim.number, error, extra={"action": "not_released"})
+
+    def _take(self, claim: Claim) -> None:
+        """Work on a claimed trial and tell how it ended; what an error means stands in `hpo.verdict`."""
+        said = {"action": "claimed", "trial": claim.number}
+        logger.info("trial %d claimed, attempt %d", claim.number, claim.attempt, extra=said)
+        failure: Exception | None = None
+        pulse = Pulse()
+        disturbance = self.claims.patience.disturbance
+        self._claim = claim
+        with (
+            Heartbeat(self.claims, claim, HEARTBEAT_S) as heartbeat,
+            HangWatch(pulse, self.tolerance, disturbance, lambda still_s: self._give_up(claim, still_s)),
+        ):
+            try:
+                self._finish(claim, self.work.train(claim, Attention(self.stop, heartbeat.lost, pulse)))
             except Exception as error:  # noqa: BLE001 - the one place where every error is given its meaning
                 failure = error
             # Outside of `except`: the traceback would keep the tensors of the failed step alive.
@@ -146,81 +163,66 @@ class Worker:
             elif heartbeat.lost.is_set():
                 _say_lost(claim, failure)
             else:
-                self._judge(claim, trial, failure)
+                self._judge(claim, failure)
+        self._claim = None
 
-    def _free_memory(self) -> None:
-        """Give back what the last trial held; its error, whose traceback keeps tensors alive, must be gone by now."""
-        gc.collect()
-        if self.station.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _train(self, trial: Trial, stop: EitherSignal) -> None:
-        with log_to(trial.folder.path / "run.log"):
-            result = objective.train(trial, stop)
-        if result.value is None:
-            raise ValueError("the mean over the folds does not exist")
-        scores = [fold.score for fold in result.folds]
-        self._finish(trial, Ending.COMPLETE, value=result.value, reason=None, attributes={"fold_scores": scores})
-        logger.info(
-            "trial %d: %.4f",
-            trial.claim.number,
-            result.value,
-            extra={"action": "trial_complete", "trial": trial.claim.number},
-        )
-
-    def _finish(
-        self,
-        trial: Trial,
-        ending: Ending,
-        *,
-        value: float | None,
-        reason: str | None,
-        attributes: dict[str, object],
-        spends_budget: bool = True,
-    ) -> None:
+    def _finish(self, claim: Claim, outcome: Outcome) -> None:
         """Write the record, tell the database, and put the files in their place, in this order: each can be made up for."""
-        folder = self.station.study.folder.trial(trial.claim.number)
-        trial_record.write_ending(trial, ending, value=value, reason=reason)
-        self.station.claims.finish(
-            trial.claim,
-            ending,
-            value=value,
-            attributes={**attributes, "folder": folder.path.name, **({"reason": reason} if reason else {})},
-            spends_budget=spends_budget,
+        self.work.record(claim, outcome)
+        reason = {} if outcome.reason is None else {"reason": outcome.reason}
+        self.claims.finish(
+            claim,
+            outcome.ending,
+            value=outcome.value,
+            attributes={**outcome.attributes, **reason},
+            spends_budget=outcome.spends_budget,
         )
-        folder.promote(trial.claim.token)
+        logger.info(
+            "trial %d: %s",
+            claim.number,
+            outcome.ending if outcome.value is None else f"{outcome.value:.4f}",
+            extra={"action": f"trial_{outcome.ending}", "trial": claim.number},
+        )
+        self.work.settle(claim)
 
-    def _judge(self, claim: Claim, trial: Trial | None, error: Exception) -> None:
+    def _judge(self, claim: Claim, error: Exception) -> None:
         """Do with the trial what the table says, and raise if the worker cannot go on."""
-        meaning = verdict(error)
+        meaning = verdict(error, alone=self.alone)
         try:
-            if meaning.trial is ForTrial.UNTOUCHED:
-                _say_lost(claim, error)
-            elif meaning.trial is ForTrial.RELEASE:
-                self.station.claims.release(claim)
-                logger.info("trial %d given back: %s", claim.number, error, extra={"action": "released"})
-            else:
-                self._fail(claim, trial, error, spends_budget=meaning.trial is ForTrial.FAIL)
+            self._conclude(claim, meaning.trial, error)
         except TakenOverError as taken_over:
             # What went wrong here may well be that the successor removed our folder: no reason to leave.
             _say_lost(claim, taken_over)
             return
+        except OSError:  # the disk that failed the trial takes no record of it either
+            self.claims.release(claim)
+            raise
         if meaning.worker is ForWorker.LEAVE:
             raise error
         if meaning.worker is ForWorker.THIRD_TIME:
             self._count_defect(error)
 
-    def _fail(self, claim: Claim, trial: Trial | None, error: Exception, *, spends_budget: bool) -> None:
+    def _conclude(self, claim: Claim, what: ForTrial, error: Exception) -> None:
+        """Give the trial the end that *error* has earned it. Raises TakenOverError."""
+        if what is ForTrial.UNTOUCHED:
+            _say_lost(claim, error)
+        elif what in {ForTrial.RELEASE, ForTrial.UNLUCKY}:
+            self.claims.release(claim, died=what is ForTrial.UNLUCKY)
+            logger.info("trial %d given back: %s", claim.number, error, extra={"action": "released"})
+        elif what is ForTrial.PRUNED:
+            self._finish(claim, Outcome(Ending.PRUNED, reason=str(error)))
+        else:
+            self._fail(claim, error, spends_budget=what is ForTrial.FAIL)
+
+    def _fail(self, claim: Claim, error: Exception, *, spends_budget: bool) -> None:
         reason = str(error) if spends_budget else "".join(traceback.format_exception(error))
-        logger.error(
-            "trial %d failed: %s", claim.number, reason, extra={"action": "trial_failed", "trial": claim.number}
-        )
-        if trial is None:  # it never got as far as a folder
-            self.station.claims.finish(claim, Ending.FAIL, attributes={"reason": reason}, spends_budget=spends_budget)
-            return
-        with (trial.folder.path / "run.log").open("a", encoding="utf-8") as log:
-            log.write(f"{reason}\n")
-        self._finish(trial, Ending.FAIL, value=None, reason=reason, attributes={}, spends_budget=spends_budget)
+        said = {"action": "trial_failed", "trial": claim.number}
+        logger.error("trial %d failed: %s", claim.number, reason, extra=said)
+        log = self.work.log(claim)
+        if log is not None:
+            with log.open("a", encoding="utf-8") as stream:
+                stream.write(f"{reason}\n")
+        self._finish(claim, Outcome(Ending.FAIL, reason=reason, spends_budget=spends_budget))
 
     def _count_defect(self, error: Exception) -> None:
         kind = type(error).__name__
@@ -230,12 +232,19 @@ class Worker:
         if self._defects[kind] >= _SAME_DEFECTS:
             raise BrokenInstallationError(kind) from error
 
-    def _tidy_up(self) -> None:
-        """Complete the folders of finished trials whose workers died before they could."""
-        for trial in self.station.study.trials:
-            if trial.state.is_finished() and trial.number not in self._tidy:
-                trial_record.complete_folder(self.station, trial)
-                self._tidy.add(trial.number)
+    def _give_up(self, claim: Claim, still_s: float) -> None:
+        """Give a trial up that hangs: nothing can be asked of its thread any more, so the process goes with it."""
+        said = {"action": "hung", "trial": claim.number}
+        logger.error("trial %d does not advance since %.0f s: given up", claim.number, still_s, extra=said)
+        log = self.work.log(claim)
+        try:
+            if log is not None:
+                dump_stacks(log, still_s)
+            self.claims.release(claim, Ending.HUNG, died=True)
+        except (StorageError, OSError) as error:
+            logger.warning("trial %d not given back: %s", claim.number, error, extra={"action": "not_released"})
+        finally:
+            os._exit(_HUNG_EXIT)
 
 
 def _say_lost(claim: Claim, error: Exception) -> None:

@@ -1,10 +1,10 @@
 """
 Who may run what: the claims of one study.
 
-Every write to a trial happens in one transaction that first locks the trial's claim and compares its token. A worker that
-was cut off or frozen for too long finds another token there, or none, and gets a `TakenOverError`: nothing of its late work
-becomes part of the trial. Every method may be called again after a database fault: a commit whose answer was lost is found
-done, not done twice.
+Every write to a trial is one statement, which locks the trial's claim and compares its token. A worker that was cut off or
+frozen for too long finds another token there, or none, and gets a `TakenOverError`: nothing of its late work becomes part of
+the trial. Every method may be called again after a database fault: a commit whose answer was lost is found done, not done
+twice. The SQL is in `storage/sql/`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -25,6 +24,8 @@ from optuna.trial import TrialState
 from storage.errors import TakenOverError
 from storage.patience import Patience
 from storage.record import File
+
+_PROGRESS = ":fold, :epoch, :score, :seconds, :images_per_second"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Idle(StrEnum):
     """Others still work on the last trials; one of them may yet become free."""
     SPENT = "spent"
     """The budget is spent and every trial finished."""
+    EXHAUSTED = "exhausted"
+    """Every configuration of a finite space was tried."""
+    STOPPED = "stopped"
+    """The study was stopped, and what had begun is finished."""
+    DELETED = "deleted"
+    """There is no such study any more."""
 
 
 class Ending(StrEnum):
@@ -55,6 +62,8 @@ class Ending(StrEnum):
     FAIL = "fail"
     STOPPED = "stopped"
     """Asked to stop, or given up by a worker that cannot go on: the trial is free for another attempt."""
+    HUNG = "hung"
+    """Given up by its own worker, since it did not advance any more."""
     LOST = "lost"
     """No heartbeat for a grace period."""
 
@@ -66,6 +75,19 @@ class Ending(StrEnum):
             Ending.PRUNED: TrialState.PRUNED,
             Ending.FAIL: TrialState.FAIL,
         }[self]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A finished and saved epoch."""
+
+    fold: int
+    epoch: int
+    """From 0."""
+    score: float | None
+    """Balanced accuracy adjusted on the validation images; None where it does not exist."""
+    seconds: float
+    images_per_second: float
 
 
 @dataclass(frozen=True)
@@ -82,85 +104,73 @@ class Claims:
     grace_s: float
     """Seconds without a heartbeat after which a worker counts as lost."""
     patience: Patience = field(default_factory=Patience)
+    gpus: float = 0.0
+    """The share of a GPU that the worker holds, for the budget of GPU-hours; 0 on the processor."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Versions and commit that the worker runs with, for the record of its attempts."""
 
     def claim(self) -> Claim | Idle:
         """Claim a trial: one that is free before a new one, and a new one only within the budget."""
         token = str(uuid.uuid4())
-        return self.patience.call(self._claim, token)
 
-    def _claim(self, token: str) -> Claim | Idle:
-        with self.engine.begin() as connection:
-            mine = connection.execute(
-                sa.text(
-                    "select c.trial_id, t.number, a.number from mammography.claim c join trials t using (trial_id)"
-                    " join mammography.attempt a using (token) where c.token = :token"
-                ),
-                {"token": token},
-            ).one_or_none()
-            if mine is not None:  # the commit before this retry went through after all
-                return Claim(mine[0], mine[1], token, mine[2])
-            outcome, trial_id, number, attempt = connection.execute(
-                sa.text(
-                    "select outcome, trial, trial_number, attempt_number from mammography.claim_trial("
-                    ":study, :token, :worker, :device, :device_kind, make_interval(secs => :grace))"
-                ),
-                {
-                    "study": self.study_id,
-                    "token": token,
-                    "worker": self.worker,
-                    "device": self.device,
-                    "device_kind": self.device_kind,
-                    "grace": self.grace_s,
-                },
-            ).one()
-        return Claim(trial_id, number, token, attempt) if outcome == "claimed" else Idle(outcome)
+        def claim() -> Claim | Idle:
+            outcome, trial_id, number, attempt = self._row(
+                "select outcome, trial, trial_number, attempt_number from mammography.claim_trial(:study, :token,"
+                " :worker, :device, :kind, :gpus, cast(:environment as jsonb), make_interval(secs => :grace), :repair)",
+                study=self.study_id,
+                token=token,
+                worker=self.worker,
+                device=self.device,
+                kind=self.device_kind,
+                gpus=self.gpus,
+                environment=json.dumps(dict(self.environment)),
+                grace=self.grace_s,
+                # Who was cut off a moment ago does not judge the others: they may have been cut off as well.
+                repair=self.patience.undisturbed_for(self.grace_s),
+            )
+            return Claim(trial_id, number, token, attempt) if outcome == "claimed" else Idle(outcome)
 
-    @contextmanager
-    def _mine(self, claim: Claim) -> Iterator[sa.Connection]:
-        """Open a transaction in which *claim* holds and stays: its row is locked. Raises TakenOverError."""
-        with self.engine.begin() as connection:
-            held = connection.execute(
-                sa.text("select 1 from mammography.claim where trial_id = :trial and token = :token for update"),
-                {"trial": claim.trial_id, "token": claim.token},
-            ).one_or_none()
-            if held is None:
-                raise TakenOverError(claim.number)
-            yield connection
+        return self.patience.call(claim)
+
+    def _row(self, statement: str, **values: Any) -> tuple[Any, ...]:
+        """Return the one row of a statement that is a transaction of its own: no lock outlives it, whatever becomes of us."""
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            return tuple(connection.execute(sa.text(statement), values).one())
+
+    def _held(self, claim: Claim, function: str, arguments: str, **values: Any) -> None:
+        """Call a *function* that writes to the trial, again while the database is away. Raises TakenOverError."""
+        statement = f"select mammography.{function}(:trial, :token, {arguments})"
+        held = self.patience.call(self._row, statement, trial=claim.trial_id, token=claim.token, **values)[0]
+        if not held:
+            raise TakenOverError(claim.number)
 
     def beat(self, claim: Claim) -> bool:
         """Show that the worker lives; return whether the claim still holds. Not retried: the next beat is soon."""
-        with self.engine.begin() as connection:
-            beaten = connection.execute(
-                sa.text(
-                    "update mammography.claim set heartbeat_at = clock_timestamp()"
-                    " where trial_id = :trial and token = :token"
-                ),
-                {"trial": claim.trial_id, "token": claim.token},
-            )
-            return beaten.rowcount == 1
+        return bool(self._row("select mammography.beat(:trial, :token)", trial=claim.trial_id, token=claim.token)[0])
 
     def settle_resolution(self, claim: Claim, resolve: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return what decides the bits, as an earlier attempt settled it; else call *resolve*, and store what it returns."""
-        stored = self.patience.call(self._resolution, claim)
-        return stored if stored is not None else self.patience.call(self._store_resolution, claim, resolve())
+        """
+        Return what decides the bits, as an earlier attempt settled it; else call *resolve*, and store what it returns.
 
-    def _resolution(self, claim: Claim) -> dict[str, Any] | None:
-        with self._mine(claim) as connection:
-            stored: dict[str, Any] | None = connection.execute(
-                sa.text("select resolution from mammography.claim where trial_id = :trial"), {"trial": claim.trial_id}
-            ).scalar_one()
-            return stored
+        Raises:
+            TakenOverError: The claim is somebody else's by now.
+        """
+        stored = self._settle_resolution(claim, None)
+        return stored if stored is not None else self._settle_resolution(claim, resolve()) or {}
 
-    def _store_resolution(self, claim: Claim, resolution: Mapping[str, Any]) -> dict[str, Any]:
-        with self._mine(claim) as connection:
-            stored: dict[str, Any] = connection.execute(
-                sa.text(
-                    "update mammography.claim set resolution = coalesce(resolution, cast(:resolution as jsonb)),"
-                    " device_kind = coalesce(device_kind, :kind) where trial_id = :trial returning resolution"
-                ),
-                {"trial": claim.trial_id, "resolution": json.dumps(resolution), "kind": self.device_kind},
-            ).scalar_one()
-            return stored
+    def _settle_resolution(self, claim: Claim, resolution: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        held, stored = self.patience.call(
+            self._row,
+            "select held, stored from mammography.settle_resolution(:trial, :token, cast(:resolution as jsonb), :kind)",
+            trial=claim.trial_id,
+            token=claim.token,
+            resolution=None if resolution is None else json.dumps(dict(resolution)),
+            kind=self.device_kind,
+        )
+        if not held:
+            raise TakenOverError(claim.number)
+        settled: dict[str, Any] | None = stored
+        return settled
 
     def settle_parameters(
         self,
@@ -174,86 +184,39 @@ class Claims:
         Store all parameters at once; return False, and store nothing, if another trial of the study has the same.
 
         With *repetition* the same configuration is wanted again and stored whatever others have.
+
+        Raises:
+            TakenOverError: The claim is somebody else's by now.
         """
-        canonical = json.dumps(dict(sorted(params.items())), sort_keys=True)
+        outcome = self.patience.call(
+            self._row,
+            "select mammography.settle_parameters(:trial, :token, :configuration, cast(:params as jsonb))",
+            trial=claim.trial_id,
+            token=claim.token,
+            configuration=None if repetition else canonical(params),
+            params=stored_parameters(params, distributions),
+        )[0]
+        if outcome == "gone":
+            raise TakenOverError(claim.number)
+        return bool(outcome != "taken")
 
-        def settle() -> bool:
-            with self._mine(claim) as connection:
-                if connection.execute(
-                    sa.text("select 1 from trial_params where trial_id = :trial limit 1"), {"trial": claim.trial_id}
-                ).one_or_none():
-                    return True
-                taken = connection.execute(
-                    sa.text("select 1 from mammography.claim where study_id = :study and configuration = :canonical"),
-                    {"study": self.study_id, "canonical": canonical},
-                ).one_or_none()
-                if taken is not None and not repetition:
-                    return False
-                connection.execute(
-                    sa.text("update mammography.claim set configuration = :canonical where trial_id = :trial"),
-                    {"trial": claim.trial_id, "canonical": None if repetition else canonical},
-                )
-                _insert_parameters(connection, claim.trial_id, params, distributions)
-                return True
+    def advance(self, claim: Claim, progress: Progress) -> None:
+        """Record that an epoch is finished and saved: the trial advances. Raises TakenOverError."""
+        self._held(claim, "advance", _PROGRESS, **vars(progress))
 
-        try:
-            return self.patience.call(settle)
-        except sa.exc.IntegrityError:  # another worker stored the same between our look and our update
-            return False
-
-    def progress(self, claim: Claim, fold: int, epoch: int) -> None:
-        """Record that *epoch* (from 0) of *fold* is finished and saved: the trial advances."""
-
-        def record() -> None:
-            with self._mine(claim) as connection:
-                connection.execute(
-                    sa.text(
-                        "update mammography.claim set heartbeat_at = clock_timestamp(), fold = :fold, epoch = :epoch,"
-                        " barren = 0 where trial_id = :trial and (fold, epoch) is distinct from (:fold, :epoch)"
-                    ),
-                    {"trial": claim.trial_id, "fold": fold, "epoch": epoch},
-                )
-                connection.execute(
-                    sa.text(
-                        "update mammography.attempt set epochs = jsonb_set(epochs, array[cast(:fold as text)],"
-                        " coalesce(epochs -> cast(:fold as text), '[]') || to_jsonb(cast(:epoch as int)))"
-                        " where token = :token"
-                        " and not coalesce(epochs -> cast(:fold as text), '[]') @> to_jsonb(cast(:epoch as int))"
-                    ),
-                    {"token": claim.token, "fold": str(fold), "epoch": epoch},
-                )
-
-        self.patience.call(record)
+    def resume(self, claim: Claim, progress: Progress) -> None:
+        """Record the last saved epoch of a fold that is continued, if its attempt died before it could. Raises TakenOverError."""
+        self._held(claim, "resume", _PROGRESS, **vars(progress))
 
     def publish_fold(self, claim: Claim, fold: int, score: float, files: tuple[File, ...]) -> None:
-        """Settle the number of a fold: from here on it is part of the trial. Its folder is renamed afterwards."""
+        """
+        Settle the number of a fold: from here on it is part of the trial. Its folder is renamed afterwards.
 
-        def publish() -> None:
-            with self._mine(claim) as connection:
-                published = connection.execute(
-                    sa.text(
-                        "insert into mammography.fold (trial_id, fold, token, score, files)"
-                        " values (:trial, :fold, :token, :score, cast(:files as jsonb)) on conflict do nothing"
-                    ),
-                    {
-                        "trial": claim.trial_id,
-                        "fold": fold,
-                        "token": claim.token,
-                        "score": score,
-                        "files": json.dumps([file.model_dump() for file in files]),
-                    },
-                )
-                if published.rowcount:
-                    connection.execute(
-                        sa.text(
-                            "insert into trial_intermediate_values"
-                            " (trial_id, step, intermediate_value, intermediate_value_type)"
-                            " values (:trial, :fold, :score, 'FINITE')"
-                        ),
-                        {"trial": claim.trial_id, "fold": fold, "score": score},
-                    )
-
-        self.patience.call(publish)
+        Raises:
+            TakenOverError: The claim is somebody else's by now.
+        """
+        listed = json.dumps([file.model_dump() for file in files])
+        self._held(claim, "publish_fold", ":fold, :score, cast(:files as jsonb)", fold=fold, score=score, files=listed)
 
     def finish(
         self,
@@ -267,93 +230,49 @@ class Claims:
         """
         Tell Optuna how the trial ended, and let the claim go.
 
-        A trial without a finite value cannot be complete: raises ValueError.
+        Raises:
+            TakenOverError: The claim is somebody else's by now.
+            ValueError: A trial without a finite value cannot be complete.
         """
         if ending is Ending.COMPLETE and (value is None or not math.isfinite(value)):
             raise ValueError(f"trial {claim.number} has no finite value: {value}")
-
-        def tell() -> None:
-            if self._ended(claim):  # the commit before this retry went through after all
-                return
-            with self._mine(claim) as connection:
-                if value is not None:
-                    connection.execute(
-                        sa.text(
-                            "insert into trial_values (trial_id, objective, value, value_type)"
-                            " values (:trial, 0, :value, 'FINITE')"
-                        ),
-                        {"trial": claim.trial_id, "value": value},
-                    )
-                for key, attribute in attributes.items():
-                    connection.execute(
-                        sa.text(
-                            "insert into trial_user_attributes (trial_id, key, value_json)"
-                            " values (:trial, :key, :value)"
-                        ),
-                        {"trial": claim.trial_id, "key": key, "value": json.dumps(attribute)},
-                    )
-                connection.execute(
-                    sa.text(
-                        "update trials set state = :state, datetime_complete = timezone('utc', clock_timestamp())"
-                        " where trial_id = :trial"
-                    ),
-                    {"trial": claim.trial_id, "state": ending.state.name},
-                )
-                self._let_go(connection, claim, ending, spends_budget=spends_budget)
-
-        self.patience.call(tell)
-
-    def release(self, claim: Claim) -> None:
-        """Give an unfinished trial back, so that another worker takes it up at once."""
-
-        def give_back() -> None:
-            if self._ended(claim):
-                return
-            with self._mine(claim) as connection:
-                self._let_go(connection, claim, Ending.STOPPED, spends_budget=True)
-
-        self.patience.call(give_back)
-
-    def _ended(self, claim: Claim) -> bool:
-        """Whether this very attempt let its claim go already, rather than lost it."""
-        with self.engine.begin() as connection:
-            ending = connection.execute(
-                sa.text("select ending from mammography.attempt where token = :token"), {"token": claim.token}
-            ).scalar_one_or_none()
-        return ending is not None and ending != Ending.LOST
-
-    @staticmethod
-    def _let_go(connection: sa.Connection, claim: Claim, ending: Ending, *, spends_budget: bool) -> None:
-        connection.execute(
-            sa.text(
-                "update mammography.attempt set ended_at = clock_timestamp(), ending = :ending where token = :token"
-            ),
-            {"token": claim.token, "ending": ending},
-        )
-        connection.execute(
-            sa.text("update mammography.claim set token = null, spends_budget = :spends where trial_id = :trial"),
-            {"trial": claim.trial_id, "spends": spends_budget},
+        self._held(
+            claim,
+            "finish",
+            ":ending, :state, :value, cast(:attributes as jsonb), :spends",
+            ending=ending,
+            state=ending.state.name,
+            value=value,
+            attributes=json.dumps(dict(attributes)),
+            spends=spends_budget,
         )
 
+    def release(self, claim: Claim, ending: Ending = Ending.STOPPED, *, died: bool = False) -> None:
+        """
+        Give an unfinished trial back, so that another worker takes it up at once.
 
-def _insert_parameters(
-    connection: sa.Connection, trial_id: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
-) -> None:
-    """Insert all parameters of a trial the way Optuna stores them."""
-    if not params:
-        return
-    connection.execute(
-        sa.text(
-            "insert into trial_params (trial_id, param_name, param_value, distribution_json)"
-            " values (:trial, :name, :value, :distribution)"
-        ),
+        With *died* the attempt counts like one whose worker died: after three in a row without an epoch the trial fails.
+
+        Raises:
+            TakenOverError: The claim is somebody else's by now.
+        """
+        self._held(claim, "release", ":ending, :died", ending=ending, died=died)
+
+
+def canonical(params: Mapping[str, Any]) -> str:
+    """Return *params* as a text that is the same for the same configuration."""
+    return json.dumps(dict(params), sort_keys=True)
+
+
+def stored_parameters(params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> str:
+    """Return *params* as JSON, the way Optuna stores them: name, internal value, and distribution of each."""
+    return json.dumps(
         [
             {
-                "trial": trial_id,
                 "name": name,
                 "value": distributions[name].to_internal_repr(value),
                 "distribution": distribution_to_json(distributions[name]),
             }
             for name, value in params.items()
-        ],
+        ]
     )

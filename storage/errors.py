@@ -55,6 +55,23 @@ class TakenOverError(StorageError):
         self.trial_number = trial_number
 
 
+class ConfigurationTakenError(StorageError):
+    """A trial of the study has this configuration already."""
+
+    def __init__(self, trial_number: int) -> None:
+        super().__init__(f"trial {trial_number} has exactly this configuration: nothing is queued")
+        self.trial_number = trial_number
+
+
+class StudyInUseError(StorageError):
+    """Workers are at work on the study."""
+
+    def __init__(self, name: str, workers: int) -> None:
+        super().__init__(f"{workers} workers are at work on study {name!r}: stop them first")
+        self.name = name
+        self.workers = workers
+
+
 class PrivateServerError(StorageError):
     """The private PostgreSQL server does not work."""
 

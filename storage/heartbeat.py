@@ -51,6 +51,7 @@ class Heartbeat:
             try:
                 held = self._claims.beat(self._claim)
             except sa.exc.SQLAlchemyError as error:
+                self._claims.patience.disturbance.note()
                 logger.warning(
                     "heartbeat of trial %d failed: %s",
                     self._claim.number,

@@ -24,7 +24,20 @@ class Registration:
     data_hash: str
     folds_hash: str
     folds_csv: str
-    budget_trials: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a study ends; None is no limit of that kind."""
+
+    trials: int | None
+    hours: float | None = None
+    """With at least one worker at work."""
+    gpu_hours: float | None = None
+    deadline: datetime | None = None
+    """Nothing begins after it."""
+    configurations: int | None = None
+    """Of a finite space."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +60,46 @@ class WorkerState(Record):
     fold: int | None
     epoch: int | None
     """The last epoch that it finished, from 0."""
+    images_per_second: float | None
+    """Of that epoch."""
     last_heartbeat: datetime
 
 
-class Budget(Record):
-    """Trials asked for, spent and left."""
+class Spending(Record):
+    """Of one kind of budget: asked for, spent and left, in its unit."""
 
-    asked: int
+    asked: float
+    spent: float
+    left: float
+
+
+class Budget(Record):
+    """Trials asked for, spent and left; and hours, GPU-hours and a deadline where they were asked for."""
+
+    asked: int | None
+    """None where the study has no budget of trials."""
     spent: int
     """Trials that finished and count: complete, pruned, or failed by their own fault."""
-    left: int
+    left: int | None
+    hours: Spending | None
+    gpu_hours: Spending | None
+    deadline: datetime | None
+    ended: str | None
+    """Why nothing more may begin: spent, exhausted or stopped; None while something may."""
+    stop_reason: str | None
+    """Of a study that was stopped: asked, or plateau."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is known of how a trial went."""
+
+    number: int
+    complete: bool
+    scores: dict[int, float]
+    """Of the published folds."""
+    epochs: dict[int, tuple[float | None, ...]]
+    """Balanced accuracy adjusted after each epoch, by fold; None where it does not exist."""
 
 
 def register(
@@ -67,13 +110,15 @@ def register(
     data_hash: str,
     folds_hash: str,
     folds_csv: str,
-    budget_trials: int,
+    limits: Limits,
 ) -> bool:
     """Write a study down, beside Optuna's row of it; return False, and write nothing, if another process just did."""
     registered = connection.execute(
         sa.text(
-            "insert into mammography.study (study_id, resolved, data_hash, folds_hash, folds_csv, budget_trials)"
-            " values (:study_id, cast(:resolved as json), :data_hash, :folds_hash, :folds_csv, :budget_trials)"
+            "insert into mammography.study (study_id, resolved, data_hash, folds_hash, folds_csv, budget_trials,"
+            " budget_hours, budget_gpu_hours, deadline, configurations)"
+            " values (:study_id, cast(:resolved as json), :data_hash, :folds_hash, :folds_csv, :trials,"
+            " :hours, :gpu_hours, :deadline, :configurations)"
             " on conflict do nothing"
         ),
         {
@@ -82,9 +127,11 @@ def register(
             "data_hash": data_hash,
             "folds_hash": folds_hash,
             "folds_csv": folds_csv,
-            "budget_trials": budget_trials,
+            **vars(limits),
         },
     )
+    if registered.rowcount == 1:
+        connection.execute(sa.text("insert into mammography.settled (study_id) values (:id)"), {"id": study_id})
     return registered.rowcount == 1
 
 
@@ -93,7 +140,7 @@ def registration(engine: sa.Engine, name: str) -> Registration | None:
     with engine.connect() as connection:
         row = connection.execute(
             sa.text(
-                "select study_id, study_name, resolved, data_hash, folds_hash, folds_csv, budget_trials"
+                "select study_id, study_name, resolved, data_hash, folds_hash, folds_csv"
                 " from mammography.study join studies using (study_id) where study_name = :name"
             ),
             {"name": name},
@@ -113,15 +160,37 @@ def study_names(engine: sa.Engine) -> list[str]:
 def budget(engine: sa.Engine, study_id: int) -> Budget:
     """Return what was asked for and what is spent."""
     with engine.connect() as connection:
-        asked, spent = connection.execute(
+        row = connection.execute(
             sa.text(
-                "select (select budget_trials from mammography.study where study_id = :study), count(*) filter"
-                " (where t.state in ('COMPLETE', 'PRUNED', 'FAIL') and coalesce(c.spends_budget, true))"
-                " from trials t left join mammography.claim c using (trial_id) where t.study_id = :study"
+                "select s.budget_trials, t.spent, s.budget_hours, t.busy_s / 3600 as hours, s.budget_gpu_hours,"
+                " t.gpu_s / 3600 as gpu_hours, s.deadline, s.stop_reason, mammography.limit_reached(s.study_id) as ended"
+                " from mammography.study s, mammography.tally(s.study_id) t where s.study_id = :study"
             ),
             {"study": study_id},
         ).one()
-    return Budget(asked=asked, spent=spent, left=max(0, asked - spent))
+    return Budget(
+        asked=row.budget_trials,
+        spent=row.spent,
+        left=None if row.budget_trials is None else max(0, row.budget_trials - row.spent),
+        hours=_spending(row.budget_hours, row.hours),
+        gpu_hours=_spending(row.budget_gpu_hours, row.gpu_hours),
+        deadline=row.deadline,
+        ended=row.ended,
+        stop_reason=row.stop_reason,
+    )
+
+
+def _spending(asked: float | None, spent: float) -> Spending | None:
+    return None if asked is None else Spending(asked=asked, spent=spent, left=max(0.0, asked - spent))
+
+
+def repair(engine: sa.Engine, study_id: int, grace_s: float) -> None:
+    """Free what dead workers hold, for a process that claims nothing itself."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(
+            sa.text("select mammography.repair_alone(:study, make_interval(secs => :grace))"),
+            {"study": study_id, "grace": grace_s},
+        )
 
 
 def workers(engine: sa.Engine, study_id: int, grace_s: float) -> list[WorkerState]:
@@ -129,7 +198,8 @@ def workers(engine: sa.Engine, study_id: int, grace_s: float) -> list[WorkerStat
     with engine.connect() as connection:
         rows = connection.execute(
             sa.text(
-                "select a.worker as name, a.device, t.number as trial, c.fold, c.epoch, c.heartbeat_at as last_heartbeat"
+                "select a.worker as name, a.device, t.number as trial, c.fold, c.epoch, c.images_per_second,"
+                " c.heartbeat_at as last_heartbeat"
                 " from mammography.claim c join mammography.attempt a using (token) join trials t on t.trial_id = c.trial_id"
                 " where c.study_id = :study and c.heartbeat_at + make_interval(secs => :grace) > clock_timestamp()"
                 " order by t.number"
@@ -144,24 +214,70 @@ def attempts(engine: sa.Engine, trial_id: int) -> list[Attempt]:
     with engine.connect() as connection:
         rows = connection.execute(
             sa.text(
-                "select number, token, worker, device, started_at, ended_at, ending, epochs"
-                " from mammography.attempt where trial_id = :trial order by number"
+                "select a.number, a.token, a.worker, a.device, a.gpus, a.environment, a.started_at, a.ended_at, a.ending,"
+                " array_agg(array[e.fold, e.epoch] order by e.fold, e.epoch) filter (where e.fold is not null) as epochs"
+                " from mammography.attempt a left join mammography.epoch e using (token)"
+                " where a.trial_id = :trial group by a.trial_id, a.number order by a.number"
             ),
             {"trial": trial_id},
+        ).all()
+    return [
+        Attempt(
+            number=row.number,
+            token=str(row.token),
+            worker=row.worker,
+            device=row.device,
+            gpus=row.gpus,
+            environment=row.environment,
+            start=row.started_at,
+            end=row.ended_at,
+            ending=row.ending,
+            epochs=_by_fold(row.epochs or []),
         )
-        return [
-            Attempt(
-                number=number,
-                token=str(token),
-                worker=worker,
-                device=device,
-                start=start,
-                end=end,
-                ending=ending,
-                epochs={int(fold): epochs_of_fold for fold, epochs_of_fold in sorted(epochs.items())},
-            )
-            for number, token, worker, device, start, end, ending, epochs in rows
-        ]
+        for row in rows
+    ]
+
+
+def _by_fold(epochs: list[list[int]]) -> dict[int, list[int]]:
+    by_fold: dict[int, list[int]] = {}
+    for fold, epoch in epochs:
+        by_fold.setdefault(fold, []).append(epoch)
+    return by_fold
+
+
+def courses(engine: sa.Engine, study_id: int) -> list[Course]:
+    """Return how the trials of a study went, those that began, in order of number."""
+    with engine.connect() as connection:
+        rows = connection.execute(
+            sa.text(
+                "select t.number, t.state = 'COMPLETE' as complete,"
+                " (select jsonb_object_agg(step, intermediate_value) from trial_intermediate_values v"
+                "  where v.trial_id = t.trial_id) as scores,"
+                " (select jsonb_agg(jsonb_build_array(fold, epoch, score) order by fold, epoch) from"
+                "  (select distinct on (fold, epoch) fold, epoch, score from mammography.epoch e"
+                "   where e.trial_id = t.trial_id) one) as epochs"
+                " from trials t where t.study_id = :study and t.state <> 'WAITING' order by t.number"
+            ),
+            {"study": study_id},
+        ).all()
+    return [
+        Course(
+            number=row.number,
+            complete=row.complete,
+            scores={int(fold): score for fold, score in sorted((row.scores or {}).items())},
+            epochs=_curves(row.epochs or []),
+        )
+        for row in rows
+    ]
+
+
+def _curves(epochs: list[tuple[int, int, float | None]]) -> dict[int, tuple[float | None, ...]]:
+    """Return the curve of each fold, as far as no epoch is missing in it."""
+    curves: dict[int, tuple[float | None, ...]] = {}
+    for fold, epoch, score in epochs:
+        if epoch == len(curves.get(fold, ())):
+            curves[fold] = (*curves.get(fold, ()), score)
+    return curves
 
 
 def published_folds(engine: sa.Engine, trial_id: int) -> dict[int, PublishedFold]:

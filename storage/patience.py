@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
@@ -21,6 +22,23 @@ T = TypeVar("T")
 
 FAULTS = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, StorageInternalError)
 """What a restart, a failover or a cut network look like from here; Optuna wraps some of it."""
+_SLOW_S = 5.0
+"""A call that took so long waited for a database that stood still."""
+
+
+class Disturbance:
+    """When the way to the database was last seen broken by this process."""
+
+    def __init__(self) -> None:
+        self._at: float | None = None
+
+    def note(self) -> None:
+        """Take note that it is broken now."""
+        self._at = time.monotonic()
+
+    def seconds_ago(self) -> float:
+        """Return how long ago that was; infinity if never."""
+        return float("inf") if self._at is None else time.monotonic() - self._at
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,12 @@ class Patience:
     """How long; afterwards the fault is a `DatabaseUnavailableError`."""
     stop: threading.Event = field(default_factory=threading.Event)
     """When it is set, nobody waits any longer."""
+    disturbance: Disturbance = field(default_factory=Disturbance)
+    """The heartbeat's thread takes note here too."""
+
+    def undisturbed_for(self, seconds: float) -> bool:
+        """Return whether nothing was wrong with the way to the database for so long."""
+        return self.disturbance.seconds_ago() > seconds
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """
@@ -44,20 +68,24 @@ class Patience:
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=10.0),
             stop=tenacity.stop_any(tenacity.stop_after_delay(self.seconds), tenacity.stop_when_event_set(self.stop)),
             sleep=tenacity.sleep_using_event(self.stop),
-            before_sleep=_say,
+            before_sleep=self._say,
             reraise=True,
         )
+        began = time.monotonic()
         try:
             return retrying(function, *args, **kwargs)
         except FAULTS as error:
             raise DatabaseUnavailableError(_first_line(error)) from error
+        finally:
+            if time.monotonic() - began > _SLOW_S:
+                self.disturbance.note()
 
-
-def _say(state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    logger.warning(
-        "database away, attempt %d: %s", state.attempt_number, _first_line(error), extra={"action": "database_away"}
-    )
+    def _say(self, state: tenacity.RetryCallState) -> None:
+        self.disturbance.note()
+        error = state.outcome.exception() if state.outcome else None
+        logger.warning(
+            "database away, attempt %d: %s", state.attempt_number, _first_line(error), extra={"action": "database_away"}
+        )
 
 
 def _first_line(error: BaseException | None) -> str:

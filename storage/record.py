@@ -35,10 +35,14 @@ class Attempt(Record):
     token: str
     worker: str
     device: str
+    gpus: float
+    """The share of a GPU that it held; 0 on the processor."""
+    environment: dict[str, Any]
+    """Versions and commit that it ran with."""
     start: datetime
     end: datetime | None
     ending: str | None
-    """complete, pruned, fail, stopped or lost; None while it runs."""
+    """complete, pruned, fail, stopped, hung or lost; None while it runs."""
     epochs: dict[int, list[int]]
     """The epochs that it finished, by fold."""
 
@@ -76,7 +80,7 @@ class TrialRecord(Record):
     folds_hash: str
     device: str | None
     gpu_seconds: float | None
-    """Seconds that attempts held a GPU, all attempts together; 0 on the CPU."""
+    """Seconds that attempts held a GPU, all attempts together, a shared one by their share; 0 on the CPU."""
     started_at: datetime | None
     finished_at: datetime | None
     artifacts: list[File]

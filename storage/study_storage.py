@@ -15,7 +15,7 @@ from sqlalchemy import URL, Engine
 
 from storage.database import check, display, engine_options, open_database, reason
 from storage.errors import SchemaVersionError, StorageError
-from storage.schema import SCHEMA, SCHEMA_VERSION
+from storage.schema import SCHEMA_VERSION, schema
 
 _CREATION_LOCK = 0x6D616D6D6F
 """Key of the advisory lock: "mammo" in ASCII."""
@@ -74,7 +74,7 @@ def _create_tables(engine: Engine, url: URL) -> None:
             _open_optuna(url, "mammography schema", create=True).engine.dispose()
             with engine.begin() as connection:
                 # no_parameters: a % in the SQL means itself
-                connection.execution_options(no_parameters=True).exec_driver_sql(SCHEMA)
+                connection.execution_options(no_parameters=True).exec_driver_sql(schema())
         holder.execute(sa.select(sa.func.pg_advisory_unlock(_CREATION_LOCK)))
 
 

@@ -20,6 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _RESERVED = {"cache", "train"}
 _CONTINUED_FROM = ("last_model.pth", "best_model.pth")
 _ATTEMPT = ".attempt-"
+_LOG = "run.log"
 
 
 def check_study_name(name: str) -> str:
@@ -162,9 +163,9 @@ class TrialFolder:
         path = self.attempt_path(token)
         path.mkdir(parents=True, exist_ok=True)
         for token_before in reversed(earlier):
-            log = self.attempt_path(token_before) / "run.log"
+            log = self.attempt_path(token_before) / _LOG
             if log.is_file():
-                shutil.copyfile(log, path / "run.log")
+                shutil.copyfile(log, path / _LOG)
                 break
         return AttemptFolder(self, path, tuple(earlier), set(publishers))
 
@@ -178,6 +179,11 @@ class AttemptFolder:
     earlier: tuple[str, ...]
     settled: set[int]
     """Folds that the database calls published, those of this attempt among them."""
+
+    @property
+    def log(self) -> Path:
+        """What is said while the trial is trained; it begins with what its earlier attempts said."""
+        return self.path / _LOG
 
     def fold(self, fold: int) -> Path:
         """Return the folder to train *fold* in, with the checkpoints of the latest attempt at it to continue from."""

@@ -80,6 +80,9 @@ class Quiet:
     def epoch_finished(self, fold: int, record: EpochRecord) -> None:
         """Do nothing."""
 
+    def epoch_resumed(self, fold: int, record: EpochRecord) -> None:
+        """Do nothing."""
+
     def fold_finished(self, result: FoldResult) -> None:
         """Do nothing: the fold is in its place."""
 

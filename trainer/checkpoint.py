@@ -95,8 +95,19 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         "history": [record.model_dump(mode="json") for record in checkpoint.history],
     }
     with written_whole(folder / LAST) as temporary:
-        torch.save(payload, temporary)
+        _write(payload, temporary)
     _copy_last(checkpoint, folder)
+
+
+def _write(payload: dict[str, Any], path: Path) -> None:
+    """Write *payload* to *path*. Raises OSError, where torch would hide it behind one of its own: a full disk, above all."""
+    with path.open("wb") as stream:
+        try:
+            torch.save(payload, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _copy_last(checkpoint: Checkpoint, folder: Path) -> None:

@@ -41,6 +41,10 @@ class Listener(Protocol):
         """Take note that an epoch is over and saved."""
         ...
 
+    def epoch_resumed(self, fold: int, record: EpochRecord) -> None:
+        """Take note that a fold goes on after this epoch, of which an earlier process may have died before it could tell."""
+        ...
+
     def fold_finished(self, result: FoldResult) -> None:
         """Publish a fold whose files are complete in `RunFolder.fold`; afterwards `RunFolder.published` returns it."""
         ...

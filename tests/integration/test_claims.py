@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import optuna
 import pytest
@@ -12,15 +15,16 @@ import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from storage import ledger
-from storage.claims import Claim, Claims, Ending, Idle
-from storage.errors import TakenOverError
+from storage import ledger, steering
+from storage.claims import Claim, Claims, Ending, Idle, Progress
+from storage.errors import ConfigurationTakenError, TakenOverError
 from storage.heartbeat import Heartbeat
 from storage.record import File
 from storage.study_storage import StudyStorage, open_storage
 
 SPACE = {"lr": FloatDistribution(1e-5, 1.0, log=True), "arch": CategoricalDistribution(["a", "b"])}
-MakeStudy = Callable[[int], Claims]
+EPOCH = Progress(fold=0, epoch=0, score=0.5, seconds=1.0, images_per_second=100.0)
+MakeStudy = Callable[..., Claims]
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def storage(database_url: sa.URL) -> StudyStorage:
 def make_study(storage: StudyStorage) -> MakeStudy:
     """A function from a budget to the claims of a new study."""
 
-    def make(budget: int) -> Claims:
+    def make(budget: int | None, **limits: Any) -> Claims:
         study = optuna.create_study(storage=storage.optuna, study_name="s", direction="maximize")
         with storage.engine.begin() as connection:
             ledger.register(
@@ -43,7 +47,7 @@ def make_study(storage: StudyStorage) -> MakeStudy:
                 data_hash="d",
                 folds_hash="f",
                 folds_csv="",
-                budget_trials=budget,
+                limits=ledger.Limits(budget, **limits),
             )
         return Claims(storage.engine, study._study_id, "worker", "cpu", "cpu", grace_s=30)
 
@@ -134,7 +138,8 @@ def test_lost_worker_is_replaced_and_its_late_writes_are_refused(make_study: Mak
 
     assert not claims.beat(late)
     for write in (
-        lambda: claims.progress(late, 0, 0),
+        lambda: claims.advance(late, EPOCH),
+        lambda: claims.resume(late, EPOCH),
         lambda: claims.publish_fold(late, 0, 0.9, ()),
         lambda: claims.settle_parameters(late, {"lr": 0.1}, SPACE),
         lambda: claims.settle_resolution(late, dict),
@@ -164,7 +169,7 @@ def test_three_barren_attempts_in_a_row_fail_the_trial(storage: StudyStorage, ma
         claim = claimed(impatient(claims))
         assert (claim.number, claim.attempt) == (0, attempt)
         if attempt == 1:
-            claims.progress(claim, fold=0, epoch=0)
+            claims.advance(claim, EPOCH)
         make_stale(claims, claim)
     assert impatient(claims).claim() is Idle.SPENT
     assert states(storage, claims) == [TrialState.FAIL]
@@ -207,11 +212,12 @@ def test_study_is_registered_once(make_study: MakeStudy) -> None:
             data_hash="other",
             folds_hash="f",
             folds_csv="",
-            budget_trials=99,
+            limits=ledger.Limits(99),
         )
     found = ledger.registration(claims.engine, "s")
     assert found is not None
-    assert (found.data_hash, found.budget_trials) == ("d", 3)
+    assert found.data_hash == "d"
+    assert ledger.budget(claims.engine, claims.study_id).asked == 3
 
 
 def test_resolution_is_settled_by_the_first_attempt(make_study: MakeStudy) -> None:
@@ -261,7 +267,7 @@ def test_calls_repeated_after_a_lost_answer_change_nothing(storage: StudyStorage
     claim = claimed(claims)
     files = (File(name="fold_0/x", bytes=1, sha256="0"),)
     for _ in range(2):
-        claims.progress(claim, 0, 0)
+        claims.advance(claim, EPOCH)
         claims.publish_fold(claim, 0, 0.25, files)
     for _ in range(2):
         claims.finish(claim, Ending.COMPLETE, value=0.25, attributes={"note": "n"})
@@ -313,3 +319,257 @@ def test_deleting_a_study_with_optuna_takes_our_rows_along(storage: StudyStorage
     with claims.engine.connect() as connection:
         for table in ("study", "claim", "attempt", "fold"):
             assert connection.execute(sa.text(f"select count(*) from mammography.{table}")).scalar_one() == 0  # noqa: S608
+
+
+def age(claims: Claims, claim: Claim, *, hours: float) -> None:
+    """Let the current attempt at a trial look as if it had begun earlier."""
+    with claims.engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "update mammography.attempt set started_at = started_at - make_interval(secs => :s) where token = :t"
+            ),
+            {"s": hours * 3600, "t": claim.token},
+        )
+
+
+def test_budget_of_hours_counts_the_time_in_which_anybody_worked(make_study: MakeStudy) -> None:
+    """Two workers at once spend an hour in an hour, a pause spends nothing, and what has begun is finished."""
+    claims = make_study(None, hours=3.0)
+    first, second = claimed(claims), claimed(claims)
+    age(claims, first, hours=2.0)
+    age(claims, second, hours=1.0)
+    claims.finish(first, Ending.COMPLETE, value=0.1, attributes={})
+    third = claimed(claims)
+    budget = ledger.budget(claims.engine, claims.study_id)
+    assert budget.hours is not None
+    assert budget.hours.spent == pytest.approx(2.0, abs=0.01)
+    assert (budget.asked, budget.left, budget.ended) == (None, None, None)
+    age(claims, third, hours=3.5)
+    assert claims.claim() is Idle.WAIT
+    claims.release(second)
+    assert claimed(claims).number == second.number
+    claims.finish(third, Ending.COMPLETE, value=0.2, attributes={})
+    assert claims.claim() is Idle.WAIT
+
+
+def test_budget_of_gpu_hours_counts_each_worker_by_its_share(make_study: MakeStudy) -> None:
+    """Half a GPU for two hours is one GPU-hour; the processor costs none."""
+    claims = make_study(None, gpu_hours=1.5)
+    half = replace(claims, device="cuda:0", gpus=0.5)
+    for each in (claims, half):
+        claim = claimed(each)
+        age(each, claim, hours=2.0)
+        each.finish(claim, Ending.PRUNED, attributes={})
+    budget = ledger.budget(claims.engine, claims.study_id)
+    assert budget.gpu_hours is not None
+    assert budget.gpu_hours.spent == pytest.approx(1.0, abs=0.01)
+    claim = claimed(half)
+    age(half, claim, hours=1.1)
+    half.finish(claim, Ending.COMPLETE, value=0.1, attributes={})
+    assert half.claim() is Idle.SPENT
+
+
+def test_nothing_begins_after_the_deadline(make_study: MakeStudy) -> None:
+    """A deadline in the past ends the study, one in the future does not."""
+    late = make_study(5, deadline=datetime.now(UTC) - timedelta(seconds=1))
+    assert late.claim() is Idle.SPENT
+    steering.extend(late.engine, late.study_id, deadline=datetime.now(UTC) + timedelta(hours=1))
+    claimed(late)
+
+
+def test_used_up_space_ends_the_study(make_study: MakeStudy) -> None:
+    """Of two configurations two trials can be made; a failure that was not theirs gives one back."""
+    claims = make_study(9, configurations=2)
+    space = {"arch": CategoricalDistribution(["a", "b"])}
+    for arch in ("a", "b"):
+        claim = claimed(claims)
+        assert claims.settle_parameters(claim, {"arch": arch}, space)
+        if arch == "b":
+            assert claims.claim() is Idle.WAIT
+        claims.finish(claim, Ending.FAIL, attributes={}, spends_budget=arch == "a")
+    again = claimed(claims)
+    assert claims.settle_parameters(again, {"arch": "b"}, space)
+    claims.finish(again, Ending.COMPLETE, value=0.5, attributes={})
+    assert claims.claim() is Idle.EXHAUSTED
+    assert ledger.budget(claims.engine, claims.study_id).ended == "exhausted"
+
+
+def test_study_is_stopped_and_extended_while_it_runs(make_study: MakeStudy) -> None:
+    """After a stop what has begun is finished and nothing more begins; an extension takes the stop back."""
+    claims = make_study(2)
+    first = claimed(claims)
+    steering.stop(claims.engine, claims.study_id, "asked")
+    steering.stop(claims.engine, claims.study_id, "plateau")
+    assert claims.claim() is Idle.WAIT
+    claims.release(first)
+    first = claimed(claims)
+    claims.finish(first, Ending.COMPLETE, value=0.5, attributes={})
+    assert claims.claim() is Idle.STOPPED
+    assert ledger.budget(claims.engine, claims.study_id).stop_reason == "asked"
+    steering.extend(claims.engine, claims.study_id, trials=1)
+    for _ in range(2):
+        claims.finish(claimed(claims), Ending.COMPLETE, value=0.5, attributes={})
+    assert claims.claim() is Idle.SPENT
+    assert ledger.budget(claims.engine, claims.study_id).asked == 3
+
+
+def test_deleted_study_has_nothing_to_claim(storage: StudyStorage, make_study: MakeStudy) -> None:
+    """A worker whose study is gone learns it when it asks for the next trial."""
+    claims = make_study(2)
+    optuna.delete_study(study_name="s", storage=storage.optuna)
+    assert claims.claim() is Idle.DELETED
+
+
+def test_what_dead_scripts_left_is_taken_in(storage: StudyStorage, make_study: MakeStudy) -> None:
+    """
+    A trial that an Optuna script began and never told, with half a configuration or none, with a heartbeat of Optuna's or
+    without, is taken up under its number once nothing was heard of it for a grace period; a fresh one is left alone.
+    """
+    claims = make_study(4)
+    study = optuna.load_study(study_name="s", storage=storage.optuna)
+    bare, half = study.ask(), study.ask()
+    half.suggest_float("lr", 1e-5, 1.0, log=True)
+    half.report(0.5, step=0)
+    assert claimed(claims).number == 2
+    with claims.engine.begin() as connection:
+        connection.execute(
+            sa.text("update trials set datetime_start = datetime_start - interval '1 hour' where number < 2")
+        )
+        connection.execute(
+            sa.text(
+                "insert into trial_heartbeats (trial_id, heartbeat) values (:id, timezone('utc', clock_timestamp()))"
+            ),
+            {"id": bare._trial_id},
+        )
+    others = replace(claims, worker="other", grace_s=0.5)  # the server of a test has been up for a few seconds
+    assert claimed(others).number == half.number
+    with claims.engine.begin() as connection:
+        connection.execute(sa.text("update trial_heartbeats set heartbeat = heartbeat - interval '1 hour'"))
+    assert claimed(others).number == bare.number
+    assert storage.optuna.get_trial(half._trial_id).params == {}
+    assert storage.optuna.get_trial(half._trial_id).intermediate_values == {}
+
+
+def test_trial_that_a_script_told_is_not_written_to(storage: StudyStorage, make_study: MakeStudy) -> None:
+    """An Optuna script may end a trial of ours; its worker learns it at its next write."""
+    claims = make_study(1)
+    claim = claimed(claims)
+    optuna.load_study(study_name="s", storage=storage.optuna).tell(claim.number, state=TrialState.FAIL)
+    with pytest.raises(TakenOverError):
+        claims.advance(claim, EPOCH)
+    assert claims.claim() is Idle.SPENT
+
+
+def test_epoch_that_was_saved_and_not_told_is_its_trainers(make_study: MakeStudy) -> None:
+    """The attempt that continues tells it for the one that died, once, and the trial has advanced."""
+    claims = make_study(1)
+    died = claimed(claims)
+    make_stale(claims, died)
+    second = claimed(impatient(claims))
+    for _ in range(2):
+        claims.resume(second, EPOCH)
+    claims.advance(second, replace(EPOCH, epoch=1, score=None))
+    assert [attempt.epochs for attempt in ledger.attempts(claims.engine, died.trial_id)] == [{0: [0]}, {0: [1]}]
+    (course,) = ledger.courses(claims.engine, claims.study_id)
+    assert course.epochs == {0: (0.5, None)}
+
+
+def test_attempts_that_give_up_count_like_dead_ones(storage: StudyStorage, make_study: MakeStudy) -> None:
+    """A trial that hangs three times in a row before its first epoch fails; being asked to stop never counts."""
+    claims = make_study(1)
+    for _ in range(4):
+        claims.release(claimed(claims))
+    for _ in range(3):
+        claims.release(claimed(claims), Ending.HUNG, died=True)
+    assert claims.claim() is Idle.SPENT
+    (trial,) = storage.optuna.get_all_trials(claims.study_id)
+    assert (trial.state, trial.user_attrs["reason"]) == (
+        TrialState.FAIL, "three attempts in a row died without finishing an epoch",
+    )  # fmt: skip
+
+
+def test_who_was_cut_off_does_not_judge_the_others(make_study: MakeStudy) -> None:
+    """After an outage everybody's heartbeat is old: who comes back first must not take the others' trials."""
+    claims = make_study(1)
+    claim = claimed(claims)
+    make_stale(claims, claim)
+    back_first = replace(impatient(claims), grace_s=0.3)
+    back_first.patience.disturbance.note()
+    assert back_first.claim() is Idle.WAIT
+    assert claims.beat(claim)
+
+
+def test_claim_whose_answer_was_lost_is_found_again(make_study: MakeStudy) -> None:
+    """The same token asks twice: it gets the same trial, and no second one is begun."""
+    claims = make_study(3)
+    call = "select trial_number from mammography.claim_trial(:s, :t, 'w', 'cpu', 'cpu', 0, '{}', interval '1 h', true)"
+    values = {"s": claims.study_id, "t": "11111111-1111-1111-1111-111111111111"}
+    assert [claims._row(call, **values)[0] for _ in range(2)] == [0, 0]
+    assert claimed(claims).number == 1
+
+
+def test_frozen_worker_holds_no_lock(make_study: MakeStudy) -> None:
+    """After a claim and after a write no transaction is open, so that a worker may be frozen at any moment."""
+    claims = make_study(2)
+    claim = claimed(claims)
+    claims.advance(claim, EPOCH)
+    with claims.engine.connect() as connection:
+        idle = sa.text(
+            "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in%'"
+        )
+        assert connection.execute(idle).scalar_one() == 0
+
+
+def test_queued_configuration_is_taken_before_it_is_tried(storage: StudyStorage, make_study: MakeStudy) -> None:
+    """A whole one is refused to every other trial from then on, a part of one to nobody."""
+    claims = make_study(5)
+    params = {"lr": 0.001, "arch": "b"}
+    first = claimed(claims)
+    number = steering.enqueue(claims.engine, claims.study_id, params, whole=True)
+    assert not claims.settle_parameters(first, params, SPACE)
+    for _ in range(2):
+        with pytest.raises(ConfigurationTakenError, match=f"trial {number} has exactly this configuration"):
+            steering.enqueue(claims.engine, claims.study_id, params, whole=True)
+    steering.enqueue(claims.engine, claims.study_id, {"arch": "b"}, whole=False)
+    queued = claimed(claims)
+    assert queued.number == number
+    assert storage.optuna.get_trial(queued.trial_id).system_attrs["fixed_params"] == params
+    assert claims.settle_parameters(queued, params, SPACE)
+
+
+def test_trial_of_another_study_informs_and_costs_nothing(storage: StudyStorage, make_study: MakeStudy) -> None:
+    """It is complete, with its parameters and fold scores, and its configuration is taken; the budget stays whole."""
+    claims = make_study(1)
+    finished: dict[str, Any] = {
+        "state": TrialState.COMPLETE, "value": 0.7, "params": {"lr": 0.1, "arch": "a"}, "distributions": SPACE,
+        "scores": {0: 0.6, 1: 0.8}, "attributes": {"from": {"study": "old", "number": 3}},
+    }  # fmt: skip
+    assert steering.add_finished(claims.engine, claims.study_id, **finished) == 0
+    assert steering.add_finished(claims.engine, claims.study_id, **finished) is None
+    (trial,) = storage.optuna.get_all_trials(claims.study_id)
+    assert (trial.value, trial.params, trial.intermediate_values) == (0.7, {"lr": 0.1, "arch": "a"}, {0: 0.6, 1: 0.8})
+    assert trial.user_attrs == {"from": {"study": "old", "number": 3}}
+    assert ledger.budget(claims.engine, claims.study_id).left == 1
+    claims.finish(claimed(claims), Ending.COMPLETE, value=0.1, attributes={})
+    assert claims.claim() is Idle.SPENT
+
+
+def test_claims_are_counted_right_however_trials_end(make_study: MakeStudy) -> None:
+    """What is settled and what is counted anew add up to what a count of everything says."""
+    claims = make_study(30)
+    kept: list[Claim] = []
+    for number in range(24):
+        claim = claimed(claims)
+        if number % 5 == 0:
+            kept.append(claim)
+        else:
+            claims.finish(claim, Ending.FAIL, attributes={}, spends_budget=number % 3 != 0)
+    spent = sum(number % 5 != 0 and number % 3 != 0 for number in range(24))
+    assert ledger.budget(claims.engine, claims.study_id).spent == spent
+    for claim in kept:
+        claims.finish(claim, Ending.PRUNED, attributes={})
+    left = 30 - spent - len(kept)
+    assert ledger.budget(claims.engine, claims.study_id).left == left
+    for _ in range(left):
+        claims.finish(claimed(claims), Ending.COMPLETE, value=0.5, attributes={})
+    assert claims.claim() is Idle.SPENT

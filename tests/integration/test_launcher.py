@@ -45,13 +45,20 @@ class Watching:
         now = datetime.now(UTC)
         return Status(
             study="s",
-            state="running",
+            state="running" if self.left else "finished",
             direction="maximize",
             trials={},
-            budget=Budget(asked=1, spent=1 - self.left, left=self.left),
+            budget=Budget(
+                asked=1, spent=1 - self.left, left=self.left, hours=None, gpu_hours=None, deadline=None,
+                ended=None, stop_reason=None,
+            ),
             best=None,
+            seconds_left=None,
             workers=[
-                WorkerState(name=worker_name(int(pid)), device="cpu", trial=0, fold=0, epoch=0, last_heartbeat=now)
+                WorkerState(
+                    name=worker_name(int(pid)), device="cpu", trial=0, fold=0, epoch=0, images_per_second=1.0,
+                    last_heartbeat=now,
+                )
                 for pid in (self.claims.read_text().split() if self.claims and self.claims.exists() else [])
             ],
         )
@@ -65,6 +72,7 @@ class Watching:
             log_folder=folder / "workers",
             look=self.look,
             show=self.shown.append,
+            repair=lambda: None,
             stop=self.stop,
             first_delay_s=0.0,
         )

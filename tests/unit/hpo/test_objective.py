@@ -12,7 +12,7 @@ import torch
 
 from hpo.creation import settle_embeddings
 from hpo.errors import NotTheStudysEmbeddingsError
-from hpo.objective import Station
+from hpo.station import Station
 from hpo.study import with_embeddings
 from hpo.study_file import StudyFile
 from trainer.config import PreprocessingConfig

@@ -90,6 +90,9 @@ class RememberingListener:
         """Keep the epoch."""
         self.epochs.append((fold, record))
 
+    def epoch_resumed(self, fold: int, record: EpochRecord) -> None:
+        """Keep nothing: it was finished before."""
+
     def fold_finished(self, result: FoldResult) -> None:
         """Keep the fold."""
         self.folds.append(result)

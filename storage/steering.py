@@ -1,0 +1,102 @@
+"""What people change in a study while it runs: its queue, its limits, its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution
+from optuna.trial import TrialState
+
+from storage.claims import canonical, stored_parameters
+from storage.errors import ConfigurationTakenError
+
+
+def enqueue(engine: sa.Engine, study_id: int, fixed: Mapping[str, Any], *, whole: bool) -> int:
+    """
+    Queue a configuration, to be tried before anything new, and return its trial's number.
+
+    Args:
+        engine: To the database.
+        study_id: Of the study.
+        fixed: Values by name; checked against the space before.
+        whole: Whether they are a whole configuration, and not a part that the sampler completes.
+
+    Raises:
+        ConfigurationTakenError: A trial of the study has the whole configuration already.
+    """
+    number, twin = _row(
+        engine,
+        "select number, twin from mammography.enqueue(:study, :fixed, :configuration)",
+        study=study_id,
+        fixed=json.dumps(dict(fixed)),
+        configuration=canonical(fixed) if whole else None,
+    )
+    if twin is not None:
+        raise ConfigurationTakenError(twin)
+    return int(number)
+
+
+def add_finished(
+    engine: sa.Engine,
+    study_id: int,
+    *,
+    state: TrialState,
+    value: float | None,
+    params: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+    scores: Mapping[int, float],
+    attributes: Mapping[str, Any],
+) -> int | None:
+    """
+    Add a finished trial of another study: sampler and pruning learn from it, the budget does not pay for it.
+
+    Return its number here; None, and nothing added, if a trial of this study has its configuration.
+    """
+    number: int | None = _row(
+        engine,
+        "select mammography.add_finished(:study, :state, :value, :configuration, cast(:params as jsonb),"
+        " cast(:scores as jsonb), cast(:attributes as jsonb))",
+        study=study_id,
+        state=state.name,
+        value=value,
+        configuration=canonical(params),
+        params=stored_parameters(params, distributions),
+        scores=json.dumps({str(fold): score for fold, score in scores.items()}),
+        attributes=json.dumps(dict(attributes)),
+    )[0]
+    return number
+
+
+def extend(
+    engine: sa.Engine,
+    study_id: int,
+    *,
+    trials: int | None = None,
+    hours: float | None = None,
+    gpu_hours: float | None = None,
+    deadline: datetime | None = None,
+) -> None:
+    """Give a study more to do, of what it has a budget of; a study that was stopped goes on."""
+    _row(
+        engine,
+        "select mammography.extend(:study, :trials, :hours, :gpu_hours, :deadline)",
+        study=study_id,
+        trials=trials,
+        hours=hours,
+        gpu_hours=gpu_hours,
+        deadline=deadline,
+    )
+
+
+def stop(engine: sa.Engine, study_id: int, reason: str) -> None:
+    """Let nothing more begin in a study, for this *reason*; what has begun is finished."""
+    _row(engine, "select mammography.stop(:study, :reason)", study=study_id, reason=reason)
+
+
+def _row(engine: sa.Engine, statement: str, **values: Any) -> tuple[Any, ...]:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        return tuple(connection.execute(sa.text(statement), values).one())

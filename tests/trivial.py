@@ -1,0 +1,92 @@
+"""A trivial function in place of training, through the same door as the worker: `python -m tests.trivial URL STUDY`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import sqlalchemy as sa
+from optuna.distributions import FloatDistribution
+
+from hpo.hang import Tolerance
+from hpo.status import worker_name
+from hpo.worker import Attention, Outcome, Work, Worker
+from storage import ledger
+from storage.claims import Claim, Claims, Ending
+from storage.study_storage import StudyStorage, open_storage
+
+SPACE = {"x": FloatDistribution(0.0, 1.0)}
+
+
+@dataclass
+class Trivial:
+    """Takes no time and leaves no file."""
+
+    claims: Claims
+    folder: Path | None = None
+    hangs: bool = False
+
+    def train(self, claim: Claim, attention: Attention) -> Outcome:
+        """Return a value that follows from the trial's number, or never."""
+        while self.hangs:
+            time.sleep(1)
+        x = (claim.number * 0.6180339887) % 1
+        self.claims.settle_parameters(claim, {"x": x}, SPACE)
+        return Outcome(Ending.COMPLETE, value=x)
+
+    def record(self, claim: Claim, outcome: Outcome) -> None:
+        """Do nothing."""
+
+    def settle(self, claim: Claim) -> None:
+        """Do nothing."""
+
+    def log(self, claim: Claim) -> Path | None:
+        """Return the log, where there is a folder for it."""
+        return None if self.folder is None else self.folder / "run.log"
+
+    def forget(self) -> None:
+        """Do nothing."""
+
+    def tidy(self) -> None:
+        """Do nothing."""
+
+
+def make_study(storage: StudyStorage, limits: ledger.Limits, name: str = "s") -> int:
+    """Create a study without data and return its id."""
+    study = optuna.create_study(storage=storage.optuna, study_name=name, direction="maximize")
+    with storage.engine.begin() as connection:
+        assert ledger.register(
+            connection,
+            study_id=study._study_id,
+            resolved={},
+            data_hash="d",
+            folds_hash="f",
+            folds_csv="",
+            limits=limits,
+        )
+    return study._study_id
+
+
+def claims_of(storage: StudyStorage, study_id: int, *, grace_s: float = 30.0) -> Claims:
+    """Return the claims of a study as this process sees them."""
+    return Claims(storage.engine, study_id, worker_name(os.getpid()), "cpu", "cpu", grace_s)
+
+
+def main(url: str, study_id: int, *folders: str) -> None:
+    """Work until nothing is left; with a folder every trial hangs and is given up after a second, its stacks dumped there."""
+    claims = claims_of(open_storage(sa.make_url(url), application_name="trivial"), study_id)
+    work = Trivial(claims, Path(folders[0]) if folders else None, hangs=bool(folders))
+    Worker(claims, work, threading.Event(), tolerance=Tolerance(first_s=1.0)).run()
+
+
+def _fits(work: Trivial) -> Work:
+    return work
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,6 +37,25 @@ from trainer.summary import summarise
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Courses:
+    """How the trials of a study went, of which those up to the first unfinished one are read once."""
+
+    claims: Claims
+    _finished: list[Curves] = field(default_factory=list)
+    """By number, without a gap."""
+
+    def read(self) -> list[Curves]:
+        """Return what is known of all trials by now, in order of their numbers."""
+        claims = self.claims
+        found = claims.patience.call(ledger.courses, claims.engine, claims.study_id, first=len(self._finished))
+        curves = [Curves(each.number, each.complete, each.scores, each.epochs) for each in found]
+        known = [*self._finished, *curves]
+        settled = itertools.takewhile(lambda pair: pair[0].finished, zip(found, curves, strict=True))
+        self._finished.extend(curve for _, curve in settled)
+        return known
+
+
 @dataclass(frozen=True)
 class Publisher:
     """Hears of epochs and folds from the trainer, makes them part of the trial under its claim, and gives hopeless trials up."""
@@ -45,6 +65,7 @@ class Publisher:
     claim: Claim
     folder: AttemptFolder
     pruning: Pruning
+    courses: Courses
     pulse: Pulse
 
     def epoch_finished(self, fold: int, record: EpochRecord) -> None:
@@ -86,8 +107,7 @@ class Publisher:
 
     def _courses(self) -> tuple[Curves, list[Curves]]:
         """Return how this trial went so far, and how the others did."""
-        courses = self.claims.patience.call(ledger.courses, self.claims.engine, self.claims.study_id)
-        curves = [Curves(course.number, course.complete, course.scores, course.epochs) for course in courses]
+        curves = self.courses.read()
         mine = next(each for each in curves if each.number == self.claim.number)
         return mine, [each for each in curves if each is not mine]
 
@@ -140,7 +160,7 @@ def begin(station: Station, claim: Claim) -> Trial:
     return Trial(station, claim, params, config, compute, folder)
 
 
-def train(trial: Trial, attention: Attention) -> CrossValidation:
+def train(trial: Trial, courses: Courses, attention: Attention) -> CrossValidation:
     """
     Train the folds that are not published yet, publish them, and write what concerns the whole trial.
 
@@ -153,7 +173,7 @@ def train(trial: Trial, attention: Attention) -> CrossValidation:
     dataset, folds = station.data(trial.config)
     section = study.file.pruning
     pruning = make_pruning(section.by_folds, section.by_epochs, n_folds=folds.n_folds, n_epochs=trial.config.epochs)
-    publisher = Publisher(study, station.claims, trial.claim, trial.folder, pruning, attention.pulse)
+    publisher = Publisher(study, station.claims, trial.claim, trial.folder, pruning, courses, attention.pulse)
     if trial.folder.settled:  # its last attempt may have ended before it had judged what it published
         publisher.judge_fold(max(trial.folder.settled))
     result = cross_validate(
@@ -189,15 +209,19 @@ class Training:
 
     station: Station
     _trial: Trial | None = None
+    _courses: Courses = field(init=False)
     _tidy: set[int] = field(default_factory=set)
     """Finished trials whose folders are known to be complete."""
+
+    def __post_init__(self) -> None:
+        self._courses = Courses(self.station.claims)
 
     def train(self, claim: Claim, attention: Attention) -> Outcome:
         """Return how the trial ended. Raises what `hpo.verdict` has a meaning for."""
         self._trial = None
         self._trial = begin(self.station, claim)
         with log_to(self._trial.folder.log):
-            result = train(self._trial, attention)
+            result = train(self._trial, self._courses, attention)
         if result.value is None:
             raise ValueError("the mean over the folds does not exist")
         return Outcome(Ending.COMPLETE, result.value, attributes={"fold_scores": [fold.score for fold in result.folds]})

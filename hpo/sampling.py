@@ -1,8 +1,9 @@
 """
 What to try next.
 
-A sampler is made anew for every trial, from the study's seed and the trial's number: many workers never propose the same, and
-a restarted worker repeats nothing. Nothing is written while it thinks; the parameters are stored all at once afterwards.
+A proposal is a function of the study's seed, the trial's number and the trials that there are: many workers never propose the
+same, and a restarted worker repeats nothing. Nothing is written while a sampler thinks; the parameters are stored all at once
+afterwards.
 """
 
 from __future__ import annotations
@@ -10,23 +11,52 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
 
+from hpo import evolution, grid, sobol, surrogate
+from hpo.assignment import check_queued
+from hpo.dimensions import accepts
+from hpo.history import queued, taken, understood, underway
 from hpo.search_space import SearchSpace
 from hpo.study_file import SamplerSection
-from storage.claims import Claim, Claims
+from storage.claims import Claim, Claims, canonical
 
 logger = logging.getLogger(__name__)
 
-_PROPOSALS = 20
+_PROPOSALS = 3
+"""How often a sampler is asked before its trial gets something else that is new."""
+_AT_RANDOM = 100
+"""How often chance is asked after it where there is no end to the configurations."""
+_INFORMATIVE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Parameters for one trial."""
+
+    params: dict[str, Any]
+    repetition: bool
+    """It is used although another trial may have it: somebody asked for just this, or nothing else is left."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What one trial's proposals depend on."""
+
+    trial: FrozenTrial
+    """It is running and has no parameters yet."""
+    others: Sequence[FrozenTrial]
+    """All other trials of the study, in order of their numbers."""
+    study_seed: int
+    section: SamplerSection
+    space: SearchSpace
 
 
 def sampler_seed(study_seed: int, trial_number: int, proposal: int) -> int:
@@ -35,58 +65,98 @@ def sampler_seed(study_seed: int, trial_number: int, proposal: int) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def make_sampler(section: SamplerSection, *, seed: int, conditional: bool) -> BaseSampler:
-    """Return the sampler that a study asks for."""
-    if section.name == "random":
-        return RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ExperimentalWarning
-        )  # `group` and `constant_liar` are; the study file asks for them
-        return TPESampler(
-            seed=seed,
-            n_startup_trials=section.startup_trials,
-            multivariate=True,
-            group=conditional,
-            constant_liar=True,
-        )
+def sample(space: SearchSpace, seed: int, n: int) -> list[dict[str, Any]]:
+    """Return *n* configurations at random: those that `random` proposes for the first trials of a study with this seed."""
+    return [_complete({}, space, sampler_seed(seed, number, 0)) for number in range(n)]
 
 
-def propose(study: optuna.Study, number: int, sampler: BaseSampler, space: SearchSpace) -> dict[str, Any]:
+def propose(situation: Situation, refused: Collection[str] = ()) -> Proposal:
     """
-    Return parameters for trial *number*, as *sampler* proposes them.
+    Return parameters that no other trial has, as the study's sampler proposes them; what was queued with the trial is kept.
+
+    Where the sampler only finds what is taken, another configuration of a finite space is chosen at random, and in a space
+    without end chance proposes.
 
     Args:
-        study: Made for this proposal alone: Optuna keeps a list of trials in it that would be stale the next time.
-        number: Of a trial that is running and has no parameters yet.
-        sampler: Likewise.
-        space: Decides which dimensions exist.
+        situation: What it is about.
+        refused: Configurations that turned out to be taken, as canonical texts, whether that can be seen yet or not.
+
+    Raises:
+        QueuedValueError: The space does not have what a script put into the queue.
     """
-    trial = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
-    fixed: Mapping[str, Any] = trial.system_attrs.get("fixed_params", {})
-    sampler.before_trial(study, trial)
-    relative = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
-
-    def suggest(name: str, distribution: BaseDistribution) -> Any:
-        if name in fixed:
-            return fixed[name]
-        if distribution.single():
-            return _only_value(distribution)
-        if name in relative and distribution._contains(distribution.to_internal_repr(relative[name])):  # noqa: SLF001 - as Trial does
-            return relative[name]
-        return sampler.sample_independent(study, trial, name, distribution)
-
-    return space.suggest(suggest)
+    asked_for = queued(situation.trial)
+    check_queued(situation.space, asked_for)
+    room = situation.space.narrowed(asked_for)
+    if room.size() == 1:
+        return Proposal(next(room.configurations()), repetition=True)
+    tried = taken(situation.others, situation.space) | set(refused)
+    candidates = _candidates(situation, room, tried)
+    first = next(candidates)
+    new = (params for params in itertools.chain([first], candidates) if canonical(params) not in tried)
+    params = next(new, None)
+    return Proposal(first, repetition=True) if params is None else Proposal(params, repetition=False)
 
 
-def _only_value(distribution: BaseDistribution) -> Any:
-    return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else distribution.low  # type: ignore[attr-defined]
+def _candidates(situation: Situation, room: SearchSpace, tried: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield what the sampler proposes, some times, and then what is new in a finite *room*, or what chance brings."""
+    history = understood(situation.others, situation.space)
+    for proposal in range(_PROPOSALS):
+        params = _complete(_suggested(situation, room, history, tried, proposal), room, _seed(situation, proposal))
+        yield params
+        # It was taken, else nobody would ask again. To a model it is now as if another worker tried it: look elsewhere.
+        history.append(underway(situation.trial, params, situation.space))
+    if room.size() is None:
+        for proposal in range(_PROPOSALS, _PROPOSALS + _AT_RANDOM):
+            yield _complete({}, room, _seed(situation, proposal))
+    else:
+        untried = [params for params in room.configurations() if canonical(params) not in tried]
+        if untried:
+            yield untried[np.random.default_rng(_seed(situation, _PROPOSALS)).integers(len(untried))]
+
+
+def _suggested(
+    situation: Situation, room: SearchSpace, history: Sequence[FrozenTrial], tried: Collection[str], proposal: int
+) -> Mapping[str, Any]:
+    """Return what the study's sampler has to say, which may be nothing, and need not be about every dimension."""
+    section, space, trial = situation.section, situation.space, situation.trial
+    seed, startup = _seed(situation, proposal), section.startup_trials
+    match section.name:
+        case "tpe":
+            return surrogate.tpe(history, trial, seed=seed, startup=startup, grouped=space.conditional)
+        case "gp":
+            return surrogate.gp(history, trial, seed=seed, startup=startup)
+        case "cmaes":
+            moving, finished = evolution.axes(space), [each for each in history if each.state in _INFORMATIVE]
+            return evolution.ask(moving, finished, seed) if moving and len(finished) >= startup else {}
+        case "qmc":
+            return sobol.point(space, situation.study_seed, trial.number)
+        case "grid":
+            return grid.next_configuration(space, room, tried, situation.study_seed) or {}
+        case "random":
+            return {}
+
+
+def _seed(situation: Situation, proposal: int) -> int:
+    return sampler_seed(situation.study_seed, situation.trial.number, proposal)
+
+
+def _complete(suggested: Mapping[str, Any], room: SearchSpace, seed: int) -> dict[str, Any]:
+    """Return a configuration of *room* with what is *suggested* as far as it is possible there, and the rest at random."""
+    chance = np.random.default_rng(seed)
+
+    def suggest(name: str, _: BaseDistribution) -> Any:
+        dimension = room.dimensions[name]
+        if name in suggested and accepts(dimension, suggested[name]):
+            return dimension.take(suggested[name])
+        return dimension.at(float(chance.random()))
+
+    return room.suggest(suggest)
 
 
 def settle_parameters(
     claims: Claims,
     claim: Claim,
-    storage: optuna.storages.BaseStorage,
+    storage: BaseStorage,
     *,
     study_name: str,
     study_seed: int,
@@ -96,25 +166,26 @@ def settle_parameters(
     """
     Return the parameters of the claimed trial: those it has, else new ones that no other trial of the study has.
 
-    A space so small that twenty proposals in a row were taken gets a repetition.
+    A configuration that is taken is used again where somebody queued exactly this one, or where nothing else is left.
 
     Raises:
         TakenOverError: The claim is somebody else's by now.
+        QueuedValueError: The space does not have what a script put into the queue.
     """
-    for proposal in itertools.count():
-        trial = claims.patience.call(storage.get_trial, claim.trial_id)
-        if trial.params:
-            break
-        seed = sampler_seed(study_seed, claim.number, proposal)
-        sampler = make_sampler(section, seed=seed, conditional=space.conditional)
-        study = claims.patience.call(optuna.load_study, study_name=study_name, storage=storage, sampler=sampler)
-        params = claims.patience.call(propose, study, claim.number, sampler, space)
-        repetition = proposal >= _PROPOSALS or _is_queued(trial)
-        claims.settle_parameters(claim, params, space.distributions(params), repetition=repetition)
-    logger.info("trial %d: %s", claim.number, trial.params, extra={"action": "parameters", "trial": claim.number})
+    refused: set[str] = set()
+    while not (trial := claims.patience.call(storage.get_trial, claim.trial_id)).params:
+        trials = claims.patience.call(storage.get_all_trials, claims.study_id, deepcopy=False)
+        others = [each for each in trials if each.number != claim.number]
+        proposal = propose(Situation(trial, others, study_seed, section, space), refused)
+        distributions = space.distributions(proposal.params)
+        if not claims.settle_parameters(claim, proposal.params, distributions):
+            refused.add(canonical(proposal.params))
+            if proposal.repetition:
+                claims.settle_parameters(claim, proposal.params, distributions, repetition=True)
+    logger.info(
+        "trial %d: %s",
+        claim.number,
+        trial.params,
+        extra={"action": "parameters", "study": study_name, "trial": claim.number},
+    )
     return dict(trial.params)
-
-
-def _is_queued(trial: FrozenTrial) -> bool:
-    """Whether somebody asked for exactly this configuration."""
-    return "fixed_params" in trial.system_attrs

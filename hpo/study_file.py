@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from hpo import grid
 from hpo.errors import StudyFileError
 from hpo.search_space import AnyDimension, CategoricalDimension, SearchSpace
 from storage.ledger import Limits
@@ -162,7 +163,7 @@ def read_study_file(path: Path, *, overrides: dict[str, Any]) -> StudyFile:
         content[section] = {**given, **values} if isinstance(given, dict) and isinstance(values, dict) else values
     try:
         study = StudyFile.model_validate(content)
-        study.space()
+        check_sampler(study.sampler, study.space())
     except ValidationError as error:
         # pydantic names the kind of a dimension in its place: search.lr.float.low
         where = re.sub(r"^(search\.[^.:]+)\.(float|int|categorical)\b", r"\1", one_line(error))
@@ -170,6 +171,12 @@ def read_study_file(path: Path, *, overrides: dict[str, Any]) -> StudyFile:
     except StudyFileError as error:
         raise StudyFileError(f"{path}: {error}") from error
     return study
+
+
+def check_sampler(section: SamplerSection, space: SearchSpace) -> None:
+    """Accept a sampler that can work on *space*. Raises StudyFileError, with what to do about it."""
+    if section.name == "grid":
+        grid.check_finite(space)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

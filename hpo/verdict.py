@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from hpo.errors import SearchError, TrialPrunedError
+from hpo.errors import QueuedValueError, SearchError, TrialPrunedError
 from storage.errors import DatabaseUnavailableError, StorageError, TakenOverError
 from trainer.errors import DivergedError, InputError, OutOfMemoryError, StopRequestedError, TrainerError
 
@@ -16,6 +16,7 @@ class ForTrial(Enum):
     PRUNED = "pruned"
     FAIL = "fail, with the reason; spends the budget"
     FAIL_FREE = "fail, with the traceback; does not spend the budget"
+    REFUSED = "fail, with the reason; does not spend the budget"
     UNLUCKY = "free for another worker, but fails after three in a row that finished no epoch"
     RELEASE = "free for another worker, from where it stands"
     UNTOUCHED = "somebody else's by now"
@@ -40,6 +41,7 @@ class Verdict:
 
 _TABLE: tuple[tuple[tuple[type[BaseException], ...], Verdict], ...] = (
     ((TrialPrunedError,), Verdict(ForTrial.PRUNED, ForWorker.GO_ON)),
+    ((QueuedValueError,), Verdict(ForTrial.REFUSED, ForWorker.GO_ON)),
     ((TakenOverError,), Verdict(ForTrial.UNTOUCHED, ForWorker.GO_ON)),
     ((StopRequestedError,), Verdict(ForTrial.RELEASE, ForWorker.STOP)),
     ((DivergedError, OutOfMemoryError), Verdict(ForTrial.FAIL, ForWorker.GO_ON)),

@@ -212,17 +212,18 @@ class Worker:
         elif what is ForTrial.PRUNED:
             self._finish(claim, Outcome(Ending.PRUNED, reason=str(error)))
         else:
-            self._fail(claim, error, spends_budget=what is ForTrial.FAIL)
+            self._fail(claim, what, error)
 
-    def _fail(self, claim: Claim, error: Exception, *, spends_budget: bool) -> None:
-        reason = str(error) if spends_budget else "".join(traceback.format_exception(error))
+    def _fail(self, claim: Claim, what: ForTrial, error: Exception) -> None:
+        """Fail the trial, with the reason in its log; where it is nobody's fault that we know of, with the traceback."""
+        reason = "".join(traceback.format_exception(error)) if what is ForTrial.FAIL_FREE else str(error)
         said = {"action": "trial_failed", "trial": claim.number}
         logger.error("trial %d failed: %s", claim.number, reason, extra=said)
         log = self.work.log(claim)
         if log is not None:
             with log.open("a", encoding="utf-8") as stream:
                 stream.write(f"{reason}\n")
-        self._finish(claim, Outcome(Ending.FAIL, reason=reason, spends_budget=spends_budget))
+        self._finish(claim, Outcome(Ending.FAIL, reason=reason, spends_budget=what is ForTrial.FAIL))
 
     def _count_defect(self, error: Exception) -> None:
         kind = type(error).__name__

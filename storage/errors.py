@@ -113,3 +113,12 @@ class FolderVanishedError(StorageError):
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path} was published and is not there any more: was the output folder moved or emptied?")
         self.path = path
+
+
+class LimitError(StorageError):
+    """A limit of a study cannot be extended like this."""
+
+    def __init__(self, study: str, limit: str, problem: str) -> None:
+        super().__init__(f"{limit} of study {study!r}: {problem}")
+        self.study = study
+        self.limit = limit

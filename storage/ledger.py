@@ -95,6 +95,8 @@ class Course:
     """What is known of how a trial went."""
 
     number: int
+    finished: bool
+    """Nothing of it will change."""
     complete: bool
     scores: dict[int, float]
     """Of the published folds."""
@@ -245,24 +247,25 @@ def _by_fold(epochs: list[list[int]]) -> dict[int, list[int]]:
     return by_fold
 
 
-def courses(engine: sa.Engine, study_id: int) -> list[Course]:
-    """Return how the trials of a study went, those that began, in order of number."""
+def courses(engine: sa.Engine, study_id: int, *, first: int = 0) -> list[Course]:
+    """Return how the trials of a study went, from number *first* on, in order of number."""
     with engine.connect() as connection:
         rows = connection.execute(
             sa.text(
-                "select t.number, t.state = 'COMPLETE' as complete,"
+                "select t.number, t.state in ('COMPLETE', 'PRUNED', 'FAIL') as finished, t.state = 'COMPLETE' as complete,"
                 " (select jsonb_object_agg(step, intermediate_value) from trial_intermediate_values v"
                 "  where v.trial_id = t.trial_id) as scores,"
                 " (select jsonb_agg(jsonb_build_array(fold, epoch, score) order by fold, epoch) from"
                 "  (select distinct on (fold, epoch) fold, epoch, score from mammography.epoch e"
                 "   where e.trial_id = t.trial_id) one) as epochs"
-                " from trials t where t.study_id = :study and t.state <> 'WAITING' order by t.number"
+                " from trials t where t.study_id = :study and t.number >= :first order by t.number"
             ),
-            {"study": study_id},
+            {"study": study_id, "first": first},
         ).all()
     return [
         Course(
             number=row.number,
+            finished=row.finished,
             complete=row.complete,
             scores={int(fold): score for fold, score in sorted((row.scores or {}).items())},
             epochs=_curves(row.epochs or []),

@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from storage.private_server import PrivateServer
 from tests.conftest import remove_server
@@ -48,8 +51,8 @@ class Laboratory:
         keep = {name: value for name, value in os.environ.items() if not name.startswith("MAMMOGRAPHY_")}
         return {**keep, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "MAMMOGRAPHY_OUTPUTS": str(self.outputs)}
 
-    def start(self, *arguments: object) -> subprocess.Popen[str]:
-        """Start the command."""
+    def start(self, *arguments: object, preexec: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+        """Start the command, after *preexec* in its process."""
         process = subprocess.Popen(
             [sys.executable, "-m", "hpo.cli", *map(str, arguments)],
             cwd=self.folder,
@@ -57,6 +60,7 @@ class Laboratory:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=preexec,  # noqa: PLW1509 - one system call
         )
         self._started.append(process)
         return process
@@ -67,9 +71,9 @@ class Laboratory:
         out, err = process.communicate(timeout=timeout_s)
         return Finished(process.returncode, out, err)
 
-    def ok(self, *arguments: object) -> str:
+    def ok(self, *arguments: object, timeout_s: float = 280) -> str:
         """Run a command that must succeed, and return what it printed."""
-        finished = self.run(*arguments)
+        finished = self.run(*arguments, timeout_s=timeout_s)
         assert finished.code == 0, finished.err
         return finished.out
 
@@ -98,6 +102,8 @@ class Laboratory:
         """End every process that still runs, and the private server."""
         for process in self._started:
             if process.poll() is None:
-                process.kill()
+                children = psutil.Process(process.pid).children(recursive=True)  # a killed launcher's workers live on
+                for each in (process, *children):
+                    each.kill()
                 process.communicate()
         remove_server(PrivateServer(self.outputs))

@@ -31,7 +31,7 @@ class Trivial:
     folder: Path | None = None
     hangs: bool = False
 
-    def train(self, claim: Claim, attention: Attention) -> Outcome:
+    def train(self, claim: Claim, attention: Attention) -> Outcome:  # noqa: ARG002 - it is not asked for long
         """Return a value that follows from the trial's number, or never."""
         while self.hangs:
             time.sleep(1)
@@ -45,7 +45,7 @@ class Trivial:
     def settle(self, claim: Claim) -> None:
         """Do nothing."""
 
-    def log(self, claim: Claim) -> Path | None:
+    def log(self, claim: Claim) -> Path | None:  # noqa: ARG002 - one for all
         """Return the log, where there is a folder for it."""
         return None if self.folder is None else self.folder / "run.log"
 

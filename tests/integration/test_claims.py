@@ -471,7 +471,8 @@ def test_epoch_that_was_saved_and_not_told_is_its_trainers(make_study: MakeStudy
     claims.advance(second, replace(EPOCH, epoch=1, score=None))
     assert [attempt.epochs for attempt in ledger.attempts(claims.engine, died.trial_id)] == [{0: [0]}, {0: [1]}]
     (course,) = ledger.courses(claims.engine, claims.study_id)
-    assert course.epochs == {0: (0.5, None)}
+    assert (course.finished, course.epochs) == (False, {0: (0.5, None)})
+    assert ledger.courses(claims.engine, claims.study_id, first=1) == []
 
 
 def test_attempts_that_give_up_count_like_dead_ones(storage: StudyStorage, make_study: MakeStudy) -> None:

@@ -49,14 +49,25 @@ class Watching:
             direction="maximize",
             trials={},
             budget=Budget(
-                asked=1, spent=1 - self.left, left=self.left, hours=None, gpu_hours=None, deadline=None,
-                ended=None, stop_reason=None,
+                asked=1,
+                spent=1 - self.left,
+                left=self.left,
+                hours=None,
+                gpu_hours=None,
+                deadline=None,
+                ended=None,
+                stop_reason=None,
             ),
             best=None,
             seconds_left=None,
             workers=[
                 WorkerState(
-                    name=worker_name(int(pid)), device="cpu", trial=0, fold=0, epoch=0, images_per_second=1.0,
+                    name=worker_name(int(pid)),
+                    device="cpu",
+                    trial=0,
+                    fold=0,
+                    epoch=0,
+                    images_per_second=1.0,
                     last_heartbeat=now,
                 )
                 for pid in (self.claims.read_text().split() if self.claims and self.claims.exists() else [])

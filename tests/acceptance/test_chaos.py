@@ -1,0 +1,252 @@
+"""
+A search among kills, freezes and a dying database: the same numbers, the exact budget, nothing twice.
+
+At full length with `make test-chaos`; the tests without the mark are the short form, which always runs.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from storage import ledger
+from storage.database import open_database
+from storage.ledger import Limits
+from storage.study_storage import open_storage
+from tests.chaos import (
+    STUDY,
+    attempts_of,
+    check_exact,
+    finish,
+    frozen,
+    kill_database,
+    kill_workers,
+    numbers,
+    undisturbed,
+    wait_until,
+    workers_of,
+)
+from tests.conftest import PROJECT
+from tests.laboratory import Laboratory
+from tests.trivial import make_study
+
+full = pytest.mark.chaos
+DICE = random.Random(7)  # noqa: S311 - moments to kill at
+
+
+@pytest.mark.parametrize(
+    ("trials", "workers", "kills"),
+    [pytest.param(3, 2, 4), pytest.param(24, 4, 40, marks=[full, pytest.mark.timeout(3000)])],
+)
+def test_killed_workers(laboratory: Laboratory, trials: int, workers: int, kills: int) -> None:
+    """`kill -9` at random moments: the exact budget, and the numbers of an undisturbed search to the bit."""
+    laboratory.study(STUDY.replace("TRIALS", str(trials)))
+    launcher = laboratory.start("launch", "small", "--workers", workers)
+    assert kill_workers(launcher, kills, DICE, (2.0, 8.0)) == kills
+    finish(launcher, 2400)
+    check_exact(laboratory, trials)
+    assert numbers(laboratory) == undisturbed(laboratory, trials, workers)
+
+
+@pytest.mark.parametrize(
+    ("trials", "times"), [pytest.param(2, 2), pytest.param(12, 10, marks=[full, pytest.mark.timeout(3000)])]
+)
+def test_killed_database(laboratory: Laboratory, trials: int, times: int) -> None:
+    """The server dies and comes back: no worker ends, nothing is lost, nothing is done twice."""
+    laboratory.study(STUDY.replace("TRIALS", str(trials)))
+    launcher = laboratory.start("launch", "small", "--workers", 2)
+    wait_until(lambda: attempts_of(laboratory))
+    first = {worker.pid for worker in workers_of(launcher)}
+    for _ in range(times):
+        time.sleep(DICE.uniform(1.0, 4.0))
+        if launcher.poll() is None:
+            kill_database(laboratory)
+            assert {worker.pid for worker in workers_of(launcher)} <= first
+    said = finish(launcher, 2400)
+    assert "ended (" not in said, "no worker ended"
+    check_exact(laboratory, trials)
+
+
+@full
+@pytest.mark.timeout(3000)
+def test_frozen_workers(laboratory: Laboratory) -> None:
+    """Ten times a worker is frozen for longer than the grace period and then goes on: nothing of its late work counts."""
+    laboratory.study(STUDY.replace("TRIALS", "60").replace("epochs: 6", "epochs: 6"))
+    launcher = laboratory.start("launch", "small", "--workers", 3)
+    wait_until(lambda: attempts_of(laboratory))
+    for _ in range(10):
+        time.sleep(DICE.uniform(1.0, 4.0))
+        running = workers_of(launcher)
+        if launcher.poll() is not None or not running:
+            break
+        before = laboratory.status()["budget"]["spent"]
+        with frozen(DICE.choice(running), 36.0):
+            wait_until(lambda before=before: laboratory.status()["budget"]["spent"] > before, 60)  # type: ignore[misc]
+    finish(launcher, 2400)
+    check_exact(laboratory, 60)
+
+
+def test_frozen_worker_loses_its_trial(laboratory: Laboratory) -> None:
+    """Frozen in the middle of a fold past the grace period: another finishes the trial, and it has one value."""
+    laboratory.study(STUDY.replace("TRIALS", "1").replace("epochs: 6", "epochs: 40"))
+    late = laboratory.start("worker", "small", "--threads", 1)
+    wait_until(lambda: laboratory.status()["workers"] and laboratory.status()["workers"][0]["epoch"] is not None)
+    with frozen(psutil.Process(late.pid), 0.0):
+        laboratory.ok("worker", "small", "--threads", 1)
+        value = laboratory.record(0)["value"]
+    assert late.wait(60) == 0
+    record = laboratory.record(0)
+    assert [attempt["ending"] for attempt in record["attempts"]] == ["lost", "complete"]
+    assert record["value"] == value
+    assert attempts_of(laboratory) == []
+
+
+@pytest.mark.parametrize(
+    ("trials", "times"), [pytest.param(2, 1), pytest.param(8, 5, marks=[full, pytest.mark.timeout(3000)])]
+)
+def test_stopped_and_started_again(laboratory: Laboratory, trials: int, times: int) -> None:
+    """SIGTERM to the launcher, obeyed within ten seconds each time; in the end the numbers of an undisturbed search."""
+    laboratory.study(STUDY.replace("TRIALS", str(trials)))
+    for _ in range(times):
+        launcher = laboratory.start("launch", "small", "--workers", 2)
+        wait_until(lambda: attempts_of(laboratory))
+        time.sleep(DICE.uniform(0.5, 5.0))
+        launcher.send_signal(signal.SIGTERM)
+        asked_at = time.monotonic()
+        finish(launcher, 60)
+        assert time.monotonic() - asked_at < 10
+        assert laboratory.status()["workers"] == []
+    laboratory.ok("launch", "small", "--workers", 2, timeout_s=1200)
+    check_exact(laboratory, trials)
+    assert numbers(laboratory) == undisturbed(laboratory, trials, 2)
+
+
+def test_stop_in_the_middle_of_a_long_step(laboratory: Laboratory) -> None:
+    """A step that takes longer than ten seconds does not hold the exit up: the trial is free at once, and the exit in order."""
+    laboratory.study(
+        STUDY.replace("TRIALS", "1").replace(
+            "arch: test_efficientnet, weights: none, img_size: 32, epochs: 6, batch_size: 8",
+            "arch: tf_efficientnet_lite0, weights: none, img_size: 448, epochs: 6, batch_size: 64, loader_heuristics: false",
+        )
+    )
+    worker = laboratory.start("worker", "small", "--threads", 1)
+    wait_until(lambda: attempts_of(laboratory))
+    time.sleep(4)
+    worker.send_signal(signal.SIGTERM)
+    asked_at = time.monotonic()
+    _, err = worker.communicate(timeout=60)
+    assert worker.returncode == 0, err
+    assert time.monotonic() - asked_at < 10
+    status = laboratory.status()
+    assert (status["state"], status["workers"], status["trials"]["running"]) == ("waiting", [], 1)
+
+
+@pytest.mark.parametrize("what", ["disk", "folder"])
+def test_worker_whose_disk_fails_leaves_and_the_study_goes_on(laboratory: Laboratory, what: str) -> None:
+    """A disk that is full, an output folder that vanishes: one line, exit 1, and another worker finishes the study."""
+    laboratory.study(STUDY.replace("TRIALS", "1"))
+    study = laboratory.outputs / "small"
+    if what == "disk":
+        worker = laboratory.start("worker", "small", preexec=no_file_larger_than(1 << 20))
+    else:
+        worker = laboratory.start("worker", "small")
+        wait_until(lambda: laboratory.status()["workers"] and laboratory.status()["workers"][0]["epoch"] is not None)
+        study.rename(study.with_name("away"))
+    _, err = worker.communicate(timeout=120)
+    assert worker.returncode == 1, err
+    assert "Traceback" not in err
+    assert [line for line in err.splitlines() if line.startswith("mammography: ")] == err.splitlines()[-1:]
+    if what == "folder":
+        assert not study.exists()
+        study.with_name("away").rename(study)
+    laboratory.ok("worker", "small")
+    check_exact(laboratory, 1)
+
+
+def no_file_larger_than(size: int) -> Callable[[], None]:
+    """Return what makes every write beyond *size* bytes of a file fail in a process, as on a full disk."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize(
+    ("processes", "budget", "kills"),
+    [
+        pytest.param(6, 60, 6),
+        pytest.param(64, 1000, 0, marks=[full, pytest.mark.timeout(1200)]),
+        pytest.param(16, 1000, 100, marks=[full, pytest.mark.timeout(1200)]),
+    ],
+)
+def test_many_processes_through_the_workers_door(database_url: sa.URL, processes: int, budget: int, kills: int) -> None:
+    """A trivial function in place of training, killed while it claims and tells: exactly the budget, and no error."""
+    storage = open_storage(database_url, application_name="test")
+    study_id = make_study(storage, Limits(budget))
+    url = database_url.render_as_string(hide_password=False)
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.trivial", url, str(study_id)], cwd=PROJECT, stderr=subprocess.PIPE
+        )
+
+    running = [start() for _ in range(processes)]
+    for _ in range(kills):
+        time.sleep(DICE.uniform(0.0, 0.3))
+        victim = running.pop(DICE.randrange(len(running)))
+        victim.kill()
+        victim.communicate()
+        running.append(start())
+    said = [process.communicate(timeout=600)[1] for process in running]
+    assert [process.returncode for process in running] == [0] * processes, said
+    trials = storage.optuna.get_all_trials(study_id)
+    assert [trial.number for trial in trials] == list(range(budget))
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert ledger.budget(storage.engine, study_id).spent == budget
+    if kills == 0:
+        held_ms = lock_held_ms(storage.engine)
+        assert held_ms < 5, f"the study's lock was held for a median of {held_ms:.2f} ms a claim"
+
+
+def lock_held_ms(engine: sa.Engine) -> float:
+    """
+    Return the median time between two claims that got the study's lock one after the other, in milliseconds.
+
+    An attempt's start is taken under the lock. With many waiting for it, the next one has it as soon as it is free.
+    """
+    with engine.connect() as connection:
+        return float(
+            connection.execute(
+                sa.text(
+                    "select 1000 * percentile_cont(0.5) within group (order by gap) from (select extract(epoch from"
+                    " started_at - lag(started_at) over (order by started_at)) as gap from mammography.attempt) each"
+                )
+            ).scalar_one()
+        )
+
+
+@pytest.mark.parametrize("times", [pytest.param(1), pytest.param(5, marks=full)])
+def test_eight_at_once_on_an_empty_database(database_url: sa.URL, times: int) -> None:
+    """Eight commands that start together make the tables once, and none of them fails."""
+    url = database_url.render_as_string(hide_password=False)
+    for _ in range(times):
+        with open_database(url, application_name="test").begin() as connection:
+            connection.exec_driver_sql("drop schema if exists mammography cascade")
+            connection.exec_driver_sql("drop schema public cascade")
+            connection.exec_driver_sql("create schema public")
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "hpo.cli", "study", "list", "--database", url],
+                cwd=PROJECT, stderr=subprocess.PIPE, text=True,
+            )
+            for _ in range(8)
+        ]  # fmt: skip
+        said = [process.communicate(timeout=120)[1] for process in started]
+        assert [process.returncode for process in started] == [0] * 8, said

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo test setup lint tests format constraints clean
+.PHONY: demo test test-chaos setup lint tests format constraints clean
 
 demo: setup
 	$(BIN)/mammography demo --outputs demo
@@ -28,6 +28,10 @@ lint: setup
 
 tests: setup
 	$(BIN)/pytest
+
+# Kills, freezes and outages at full length, one after the other: about twenty minutes on two cores.
+test-chaos: setup
+	$(BIN)/pytest --numprocesses=0 -m chaos tests/acceptance
 
 format: setup
 	$(BIN)/ruff check --fix .

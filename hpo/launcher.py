@@ -22,6 +22,7 @@ from hpo.status import Status, is_over, status, worker_name
 from hpo.study import DataPlace, Study, open_data
 from hpo.tables import live_status, opening_progress
 from storage import ledger
+from storage.errors import DatabaseUnavailableError
 from storage.heartbeat import GRACE_S, HEARTBEAT_S
 from storage.patience import Patience
 from storage.tree import OutputTree
@@ -48,6 +49,8 @@ class Slot:
     cuda_device: str | None
     """What CUDA_VISIBLE_DEVICES says in the process; None leaves it alone."""
     threads: int
+    sharing: int = 1
+    """Workers of this launcher on the same GPU, this one among them."""
 
 
 @dataclass
@@ -94,7 +97,11 @@ def plan(workers: int | None, per_gpu: int, gpus: Sequence[str], cores: int) -> 
     fitting = len(gpus) * per_gpu if gpus else max(1, cores // _CORES_PER_CPU_WORKER)
     count = workers or fitting
     threads = max(1, cores // count)
-    return [Slot(index, gpus[index % len(gpus)] if gpus else None, threads) for index in range(count)]
+    if not gpus:
+        return [Slot(index, None, threads) for index in range(count)]
+    sharing = [len(range(place, count, len(gpus))) for place in range(len(gpus))]
+    places = [index % len(gpus) for index in range(count)]
+    return [Slot(index, gpus[place], threads, sharing[place]) for index, place in enumerate(places)]
 
 
 @dataclass
@@ -121,6 +128,9 @@ class Launcher:
         self._watched = [Watched(slot) for slot in self.slots]
         try:
             self._watch()
+        except DatabaseUnavailableError:
+            if not self.stop.is_set():  # else it was asked to stop while it waited for the database
+                raise
         finally:  # whatever ended the watch, nobody is left behind
             codes = self._wind_down()
         if self.stop.is_set():
@@ -185,7 +195,7 @@ class Launcher:
     def _start(self, slot: Slot) -> subprocess.Popen[bytes]:
         with self._log(slot).open("ab") as log:
             return subprocess.Popen(
-                [*self.command, "--threads", str(slot.threads)],
+                [*self.command, "--threads", str(slot.threads), "--per-gpu", str(slot.sharing)],
                 env=child_environment(self.settings, cuda_device=slot.cuda_device, threads=slot.threads),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -272,11 +282,12 @@ def launch(
         slots[0].threads,
         extra={"action": "launching", "study": study.name},
     )
-    if slots[0].cuda_device is not None and per_gpu > 1:
+    sharing = max(slot.sharing for slot in slots)
+    if sharing > 1:
         how = "through MPS" if mps_pipes().exists() else "in turns: nvidia-cuda-mps-control is not running"
-        logger.info("%d workers share a GPU, %s", per_gpu, how, extra={"action": "sharing", "study": study.name})
+        logger.info("%d workers share a GPU, %s", sharing, how, extra={"action": "sharing", "study": study.name})
     patience = Patience(patience_s, stop)
-    options = [*places, "--per-gpu", str(per_gpu), "--patience", str(patience_s), *log_options]
+    options = [*places, "--patience", str(patience_s), *log_options]
     with live_status(console) as show:
         launcher = Launcher(
             command=[sys.executable, "-P", "-m", "hpo.cli", "worker", study.name, *options],

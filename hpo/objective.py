@@ -68,7 +68,7 @@ class Publisher:
     courses: Courses
     pulse: Pulse
 
-    def epoch_finished(self, fold: int, record: EpochRecord) -> None:
+    def epoch_finished(self, fold: int, record: EpochRecord, *, last: bool) -> None:
         """
         Show that the trial advances.
 
@@ -78,13 +78,13 @@ class Publisher:
         """
         self.pulse.epoch(record.seconds)
         self.claims.advance(self.claim, _progress(fold, record))
-        self._judge_epoch(fold, record.epoch)
+        self._judge_epoch(fold, record.epoch, last=last)
 
-    def epoch_resumed(self, fold: int, record: EpochRecord) -> None:
+    def epoch_resumed(self, fold: int, record: EpochRecord, *, last: bool) -> None:
         """Make up for what an earlier attempt saved and may not have told. Raises as `epoch_finished` does."""
         self.pulse.epoch(record.seconds)
         self.claims.resume(self.claim, _progress(fold, record))
-        self._judge_epoch(fold, record.epoch)
+        self._judge_epoch(fold, record.epoch, last=last)
 
     def fold_finished(self, result: FoldResult) -> None:
         """Settle the fold's number in the database, then put its files in their place. Raises as `epoch_finished` does."""
@@ -101,8 +101,9 @@ class Publisher:
         if fold < self.study.file.cv.folds - 1 and self.study.file.pruning.asked:
             self._raise(self.pruning.after_fold(*self._courses(), fold))
 
-    def _judge_epoch(self, fold: int, epoch: int) -> None:
-        if self.pruning.looks_after_epoch(fold, epoch):
+    def _judge_epoch(self, fold: int, epoch: int, *, last: bool) -> None:
+        """Give the trial up if the fold's curve leaves no hope; after its last epoch there is nothing left to save."""
+        if not last and self.pruning.looks_after_epoch(fold, epoch):
             self._raise(self.pruning.after_epoch(*self._courses(), fold, epoch))
 
     def _courses(self) -> tuple[Curves, list[Curves]]:

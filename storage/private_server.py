@@ -206,17 +206,21 @@ def _remove_stale_pid_file(data: Path) -> None:
     PostgreSQL sees by itself that a number is nobody's; after a reboot, or in a new container, it is often somebody's.
     """
     pid_file = data / "postmaster.pid"
-    if not pid_file.exists():
-        return
-    process = Path("/proc", pid_file.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip())
-    if not process.is_dir():
-        return
     try:
-        stale = not (process / "cwd").samefile(data)  # a server works in its data folder
-    except PermissionError:
-        stale = (process / "comm").read_text(encoding="utf-8").strip() != "postgres"
+        process = Path("/proc", pid_file.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip())
+        stale = process.is_dir() and not _is_server(process, data)
+    except FileNotFoundError:  # there is no lock, or the process ended while we looked at it
+        return
     if stale:
-        pid_file.unlink()
+        pid_file.unlink(missing_ok=True)
+
+
+def _is_server(process: Path, data: Path) -> bool:
+    """Return whether a process, given by its folder below /proc, is the server of *data*. Raises FileNotFoundError."""
+    try:
+        return (process / "cwd").samefile(data)  # a server works in its data folder
+    except PermissionError:
+        return (process / "comm").read_text(encoding="utf-8").strip() == "postgres"
 
 
 def _refuse_foreign_machine(mark: Path, pid_file: Path) -> None:

@@ -23,7 +23,7 @@ class VitalSigns:
     stale_workers: int
     """Claims without a heartbeat for longer than the grace period, which nobody has freed yet."""
     since_last_finished_s: float | None
-    """Seconds since a trial finished; None before the first."""
+    """Seconds since a trial finished that was tried here; None before the first."""
 
 
 def efforts(engine: sa.Engine, study_id: int) -> dict[int, Effort]:
@@ -49,7 +49,8 @@ def vital_signs(engine: sa.Engine, study_id: int, grace_s: float) -> VitalSigns:
                 "select (select count(*) from mammography.claim where study_id = :study and token is not null"
                 "  and heartbeat_at + make_interval(secs => :grace) < clock_timestamp()) as stale,"
                 " (select extract(epoch from timezone('utc', clock_timestamp()) - max(datetime_complete))::double precision"
-                "  from trials where study_id = :study and state in ('COMPLETE', 'PRUNED', 'FAIL')) as since"
+                "  from trials t where study_id = :study and state in ('COMPLETE', 'PRUNED', 'FAIL')"
+                "  and exists (select from mammography.attempt a where a.trial_id = t.trial_id)) as since"
             ),
             {"study": study_id, "grace": grace_s},
         ).one()

@@ -105,5 +105,8 @@ class Laboratory:
                 children = psutil.Process(process.pid).children(recursive=True)  # a killed launcher's workers live on
                 for each in (process, *children):
                     each.kill()
-                process.communicate()
+                process.wait()
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
         remove_server(PrivateServer(self.outputs))

@@ -77,10 +77,10 @@ class HandFolder:
 class Quiet:
     """A listener that has nobody to tell: the log lines are the trainer's own."""
 
-    def epoch_finished(self, fold: int, record: EpochRecord) -> None:
+    def epoch_finished(self, fold: int, record: EpochRecord, *, last: bool) -> None:
         """Do nothing."""
 
-    def epoch_resumed(self, fold: int, record: EpochRecord) -> None:
+    def epoch_resumed(self, fold: int, record: EpochRecord, *, last: bool) -> None:
         """Do nothing."""
 
     def fold_finished(self, result: FoldResult) -> None:

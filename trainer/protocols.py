@@ -37,11 +37,11 @@ class RunFolder(Protocol):
 class Listener(Protocol):
     """Who is told how the training goes. What it raises ends the training and reaches the caller as it is."""
 
-    def epoch_finished(self, fold: int, record: EpochRecord) -> None:
-        """Take note that an epoch is over and saved."""
+    def epoch_finished(self, fold: int, record: EpochRecord, *, last: bool) -> None:
+        """Take note that an epoch is over and saved, and whether it is the fold's last."""
         ...
 
-    def epoch_resumed(self, fold: int, record: EpochRecord) -> None:
+    def epoch_resumed(self, fold: int, record: EpochRecord, *, last: bool) -> None:
         """Take note that a fold goes on after this epoch, of which an earlier process may have died before it could tell."""
         ...
 

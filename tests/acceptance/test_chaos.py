@@ -104,7 +104,8 @@ def test_frozen_worker_loses_its_trial(laboratory: Laboratory) -> None:
     with frozen(psutil.Process(late.pid), 0.0):
         laboratory.ok("worker", "small", "--threads", 1)
         value = laboratory.record(0)["value"]
-    assert late.wait(60) == 0
+    _, err = late.communicate(timeout=60)
+    assert late.returncode == 0, err
     record = laboratory.record(0)
     assert [attempt["ending"] for attempt in record["attempts"]] == ["lost", "complete"]
     assert record["value"] == value
@@ -213,6 +214,22 @@ def test_many_processes_through_the_workers_door(database_url: sa.URL, processes
     if kills == 0:
         held_ms = lock_held_ms(storage.engine)
         assert held_ms < 5, f"the study's lock was held for a median of {held_ms:.2f} ms a claim"
+
+
+@pytest.mark.parametrize("times", [pytest.param(1), pytest.param(10, marks=full)])
+def test_four_workers_never_propose_the_same(database_url: sa.URL, times: int) -> None:
+    """Four at once with tpe and a budget of twenty: twenty every time, with twenty configurations."""
+    storage = open_storage(database_url, application_name="test")
+    url = database_url.render_as_string(hide_password=False)
+    for number in range(times):
+        study_id = make_study(storage, Limits(20), f"study {number}")
+        command = [sys.executable, "-m", "tests.trivial", url, str(study_id), "--sampler", "tpe"]
+        started = [subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE) for _ in range(4)]
+        said = [process.communicate(timeout=120)[1] for process in started]
+        assert [process.returncode for process in started] == [0] * 4, said
+        trials = storage.optuna.get_all_trials(study_id)
+        assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 20
+        assert len({str(sorted(trial.params.items())) for trial in trials}) == 20
 
 
 def lock_held_ms(engine: sa.Engine) -> float:

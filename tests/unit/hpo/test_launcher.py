@@ -17,7 +17,8 @@ from hpo.launcher import Slot, plan, visible_gpus
         (2, 1, [], 2, [Slot(0, None, 1), Slot(1, None, 1)]),
         (4, 1, [], 2, [Slot(index, None, 1) for index in range(4)]),
         (None, 1, ["0", "1"], 16, [Slot(0, "0", 8), Slot(1, "1", 8)]),
-        (None, 2, ["0", "1"], 16, [Slot(0, "0", 4), Slot(1, "1", 4), Slot(2, "0", 4), Slot(3, "1", 4)]),
+        (None, 2, ["0", "1"], 16, [Slot(0, "0", 4, 2), Slot(1, "1", 4, 2), Slot(2, "0", 4, 2), Slot(3, "1", 4, 2)]),
+        (3, 1, ["0", "1"], 12, [Slot(0, "0", 4, 2), Slot(1, "1", 4), Slot(2, "0", 4, 2)]),
         (1, 1, ["0", "1"], 16, [Slot(0, "0", 16)]),
     ],
 )

@@ -86,11 +86,11 @@ class RememberingListener:
     epochs: list[tuple[int, EpochRecord]] = field(default_factory=list)
     folds: list[FoldResult] = field(default_factory=list)
 
-    def epoch_finished(self, fold: int, record: EpochRecord) -> None:
+    def epoch_finished(self, fold: int, record: EpochRecord, *, last: bool) -> None:  # noqa: ARG002 - the records say so
         """Keep the epoch."""
         self.epochs.append((fold, record))
 
-    def epoch_resumed(self, fold: int, record: EpochRecord) -> None:
+    def epoch_resumed(self, fold: int, record: EpochRecord, *, last: bool) -> None:
         """Keep nothing: it was finished before."""
 
     def fold_finished(self, result: FoldResult) -> None:

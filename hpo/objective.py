@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from hpo.trial import Trial
 from hpo.worker import Attention, Outcome, Work
 from storage import ledger, steering
 from storage.claims import Claim, Claims, Ending, Progress
+from storage.outbox import Outbox
 from storage.record import describe_files
 from storage.tree import AttemptFolder
 from trainer.batches import batch_bounds
@@ -34,7 +35,8 @@ from trainer.resolve import Compute, resolve
 from trainer.run_log import log_to
 from trainer.summary import summarise
 
-logger = logging.getLogger(__name__)
+_JUDGEMENT_S = 5.0
+"""How long a trial that may be given up waits for the database to hear of its last epoch."""
 
 
 @dataclass
@@ -67,6 +69,8 @@ class Publisher:
     pruning: Pruning
     courses: Courses
     pulse: Pulse
+    outbox: Outbox = field(default_factory=Outbox)
+    """Epochs are told while the next ones are trained: a database that is away holds up no training."""
 
     def epoch_finished(self, fold: int, record: EpochRecord, *, last: bool) -> None:
         """
@@ -77,20 +81,22 @@ class Publisher:
             TrialPrunedError: It is given up.
         """
         self.pulse.epoch(record.seconds)
-        self.claims.advance(self.claim, _progress(fold, record))
+        self.outbox.put(lambda: self.claims.advance(self.claim, _progress(fold, record)))
         self._judge_epoch(fold, record.epoch, last=last)
 
-    def epoch_resumed(self, fold: int, record: EpochRecord, *, last: bool) -> None:
+    def fold_resumed(self, fold: int, history: Sequence[EpochRecord], *, last: bool) -> None:
         """Make up for what an earlier attempt saved and may not have told. Raises as `epoch_finished` does."""
-        self.pulse.epoch(record.seconds)
-        self.claims.resume(self.claim, _progress(fold, record))
-        self._judge_epoch(fold, record.epoch, last=last)
+        for record in history:
+            self.pulse.epoch(record.seconds)
+            self.claims.resume(self.claim, _progress(fold, record))
+        self._judge_epoch(fold, history[-1].epoch, last=last)
 
     def fold_finished(self, result: FoldResult) -> None:
         """Settle the fold's number in the database, then put its files in their place. Raises as `epoch_finished` does."""
         if result.score is None:
             raise ValueError(f"fold {result.fold} has no score: its validation set is empty or of one class")
         place = self.folder.fold(result.fold)
+        self.outbox.flush()
         files = describe_files(place, prefix=f"{place.name}/")
         self.claims.publish_fold(self.claim, result.fold, result.score, files)
         self.folder.publish(result.fold)
@@ -103,7 +109,8 @@ class Publisher:
 
     def _judge_epoch(self, fold: int, epoch: int, *, last: bool) -> None:
         """Give the trial up if the fold's curve leaves no hope; after its last epoch there is nothing left to save."""
-        if not last and self.pruning.looks_after_epoch(fold, epoch):
+        # While the database is away the trial goes on without a judgement.
+        if not last and self.pruning.looks_after_epoch(fold, epoch) and self.outbox.flush(_JUDGEMENT_S):
             self._raise(self.pruning.after_epoch(*self._courses(), fold, epoch))
 
     def _courses(self) -> tuple[Curves, list[Curves]]:

@@ -122,6 +122,8 @@ class Worker:
                 if isinstance(found, Claim):
                     self._take(found)
                     self.work.forget()
+                elif found is Idle.DELETED:
+                    return found
                 else:
                     self.work.tidy()
                     if found is not Idle.WAIT:

@@ -39,6 +39,10 @@ class UnknownStudyError(StorageError):
         self.known = tuple(known)
 
 
+class StudyDeletedError(StorageError):
+    """The study was deleted meanwhile."""
+
+
 class StudyExistsError(StorageError):
     """A study of that name exists."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from storage.errors import StudyDeletedError
 from storage.record import Attempt, File, Record
 
 
@@ -160,7 +161,7 @@ def study_names(engine: sa.Engine) -> list[str]:
 
 
 def budget(engine: sa.Engine, study_id: int) -> Budget:
-    """Return what was asked for and what is spent."""
+    """Return what was asked for and what is spent. Raises StudyDeletedError."""
     with engine.connect() as connection:
         row = connection.execute(
             sa.text(
@@ -169,7 +170,9 @@ def budget(engine: sa.Engine, study_id: int) -> Budget:
                 " from mammography.study s, mammography.tally(s.study_id) t where s.study_id = :study"
             ),
             {"study": study_id},
-        ).one()
+        ).one_or_none()
+    if row is None:
+        raise StudyDeletedError
     return Budget(
         asked=row.budget_trials,
         spent=row.spent,

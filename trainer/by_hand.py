@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +80,7 @@ class Quiet:
     def epoch_finished(self, fold: int, record: EpochRecord, *, last: bool) -> None:
         """Do nothing."""
 
-    def epoch_resumed(self, fold: int, record: EpochRecord, *, last: bool) -> None:
+    def fold_resumed(self, fold: int, history: Sequence[EpochRecord], *, last: bool) -> None:
         """Do nothing."""
 
     def fold_finished(self, result: FoldResult) -> None:

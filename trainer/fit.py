@@ -151,7 +151,7 @@ def _train(task: Task, learner: Learner, folder: Path, listener: Listener, stop:
         learner.network.model.load_state_dict(checkpoint.model)
         learner.optimizer.load_state_dict(checkpoint.optimizer)
         learner.precision.scaler.load_state_dict(checkpoint.scaler)
-        listener.epoch_resumed(task.origin.fold, checkpoint.history[-1], last=_finished(task.config, checkpoint))
+        listener.fold_resumed(task.origin.fold, checkpoint.history, last=_finished(task.config, checkpoint))
     while checkpoint is None or not _finished(task.config, checkpoint):
         checkpoint = _epoch(task, learner, checkpoint, stop)
         save(checkpoint, folder)

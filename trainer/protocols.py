@@ -7,6 +7,7 @@ lost, a signal that arrived. The trainer never learns which.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -41,8 +42,12 @@ class Listener(Protocol):
         """Take note that an epoch is over and saved, and whether it is the fold's last."""
         ...
 
-    def epoch_resumed(self, fold: int, record: EpochRecord, *, last: bool) -> None:
-        """Take note that a fold goes on after this epoch, of which an earlier process may have died before it could tell."""
+    def fold_resumed(self, fold: int, history: Sequence[EpochRecord], *, last: bool) -> None:
+        """
+        Take note that a fold goes on after the epochs in *history*, and whether the last of them is the fold's last.
+
+        An earlier process saved them, and may have died before it could tell of all.
+        """
         ...
 
     def fold_finished(self, result: FoldResult) -> None:

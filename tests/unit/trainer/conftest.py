@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,7 +90,7 @@ class RememberingListener:
         """Keep the epoch."""
         self.epochs.append((fold, record))
 
-    def epoch_resumed(self, fold: int, record: EpochRecord, *, last: bool) -> None:
+    def fold_resumed(self, fold: int, history: Sequence[EpochRecord], *, last: bool) -> None:
         """Keep nothing: it was finished before."""
 
     def fold_finished(self, result: FoldResult) -> None:

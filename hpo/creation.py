@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any
 
 import optuna
@@ -11,8 +12,9 @@ import optuna
 from hpo.errors import StudyFileError
 from hpo.study import DataPlace, Study, load, write_folder
 from hpo.study_file import StudyFile
+from hpo.warm_start import queue_best, take_over
 from storage import ledger, steering
-from storage.errors import StudyExistsError
+from storage.errors import ConfigurationTakenError, StudyExistsError
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree
 from trainer.balance import resolve_balance, training_counts
@@ -32,10 +34,17 @@ _N_CLASSES = 2  # of networks that are only built: their heads are new anyway
 
 
 def create(
-    file: StudyFile, place: DataPlace, tree: OutputTree, storage: StudyStorage, progress: Progress | None
+    file: StudyFile,
+    place: DataPlace,
+    tree: OutputTree,
+    storage: StudyStorage,
+    progress: Progress | None,
+    older: Study | None = None,
 ) -> Study:
     """
     Create a study: decode its data, fix its folds, write it down in the database and in its folder.
+
+    It begins with what it can take over from an *older* one, and with its own defaults.
 
     Raises:
         StudyExistsError: A study has that name.
@@ -71,7 +80,7 @@ def create(
     if not registered:
         raise StudyExistsError(file.study)
     study = load(file.study, tree, storage)
-    queue_defaults(study)
+    begin_queue(study, older, tree)
     write_folder(study, dataset)
     logger.info(
         "study %s created in %s", file.study, folder.path, extra={"action": "study_created", "study": file.study}
@@ -79,12 +88,22 @@ def create(
     return study
 
 
+def begin_queue(study: Study, older: Study | None, tree: OutputTree) -> None:
+    """Give a new study what it is to know and to try first: another study's trials, its own defaults, the other's best guesses."""
+    taken = None if older is None else take_over(study, older, tree)
+    queue_defaults(study)
+    if older is not None and taken is not None:
+        taken = queue_best(study, older, taken)
+        logger.info("%s", taken.in_words(), extra={"action": "taken_over", "study": study.name})
+
+
 def queue_defaults(study: Study) -> None:
-    """Queue the base configuration, as far as it lies in the space: it is always tried first."""
+    """Queue the base configuration, as far as it lies in the space: it is tried first, if no trial has it."""
     defaults = study.space.defaults()
     if defaults:
         whole = study.space.contains(defaults)
-        steering.enqueue(study.storage.engine, study.registration.study_id, defaults, whole=whole)
+        with suppress(ConfigurationTakenError):
+            steering.enqueue(study.storage.engine, study.registration.study_id, defaults, whole=whole)
 
 
 def check_networks(file: StudyFile) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from hpo.trial import Trial
 from hpo.worker import Attention, Outcome, Work
 from storage import ledger, steering
 from storage.claims import Claim, Claims, Ending, Progress
+from storage.errors import FolderVanishedError
 from storage.outbox import Outbox
 from storage.record import describe_files
 from storage.tree import AttemptFolder
@@ -34,6 +36,8 @@ from trainer.records import EpochRecord, FoldResult, Resolution
 from trainer.resolve import Compute, resolve
 from trainer.run_log import log_to
 from trainer.summary import summarise
+
+logger = logging.getLogger(__name__)
 
 _JUDGEMENT_S = 5.0
 """How long a trial that may be given up waits for the database to hear of its last epoch."""
@@ -264,8 +268,11 @@ class Training:
         """Complete the folders of finished trials whose workers died before they could."""
         for trial in self.station.claims.patience.call(lambda: self.station.study.trials):
             if trial.state.is_finished() and trial.number not in self._tidy:
-                trial_record.complete_folder(self.station, trial)
                 self._tidy.add(trial.number)
+                try:
+                    trial_record.complete_folder(self.station, trial)
+                except FolderVanishedError as error:  # somebody removed it: no reason to leave
+                    logger.warning("%s", error, extra={"action": "folder_vanished", "trial": trial.number})
 
 
 def _fits(

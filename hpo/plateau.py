@@ -13,7 +13,8 @@ def plateaued(trials: Sequence[FrozenTrial], patience: int) -> bool:
     """
     Return whether the last *patience* finished trials brought no improvement over the best one before them.
 
-    Trials are taken in the order in which they ended; those that were pruned or failed are no improvement.
+    Trials are taken in the order in which they ended; those that were pruned or failed are no improvement. Those of another
+    study may be the best to beat, and are not counted: it was another search that ended with them.
     """
     finished = sorted(
         (trial for trial in trials if trial.state.is_finished() and trial.datetime_complete is not None),
@@ -25,7 +26,7 @@ def plateaued(trials: Sequence[FrozenTrial], patience: int) -> bool:
         scores = trial.intermediate_values if trial.state == TrialState.COMPLETE else {}
         if scores and (best is None or better_beyond_noise(scores, best)):
             best, without = scores, 0
-        else:
+        elif "from" not in trial.user_attrs:
             without += 1
     return best is not None and without >= patience
 

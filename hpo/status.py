@@ -55,10 +55,16 @@ def worker_name(pid: int) -> str:
 _LAST = 20
 _ENDED = {"spent": "finished", "exhausted": "exhausted", "stopped": "stopped"}
 _STATES = ("running", "waiting", "complete", "pruned", "fail")
+STUDY_STATES = ("waiting", "running", *_ENDED.values())
+_EVER_CHANGING: Any = {
+    "seconds_left": True,
+    "budget": {"hours": {"spent", "left"}, "gpu_hours": {"spent", "left"}},
+    "workers": {"__all__": {"images_per_second", "last_heartbeat"}},
+}
 
 
 def status(study: Study) -> Status:
-    """Return how far a study is."""
+    """Return how far a study is. Raises StudyDeletedError."""
     study_id = study.registration.study_id
     budget = ledger.budget(study.storage.engine, study_id)
     workers = ledger.workers(study.storage.engine, study_id, GRACE_S)
@@ -81,13 +87,14 @@ def seconds_left(budget: Budget, trials: Sequence[FrozenTrial], workers: int, no
     """
     Return the seconds until the first of the limits in *budget* is reached with so many *workers*.
 
-    A trial takes as long as the last twenty finished ones did from their first attempt on, at the median.
+    A trial takes as long as the last twenty finished ones did from their first attempt on, at the median; those that were
+    taken over from another study took no time here.
     """
     limits = []
     took = [
         (trial.datetime_complete - trial.datetime_start).total_seconds()
         for trial in trials
-        if trial.state.is_finished() and trial.datetime_complete is not None and trial.datetime_start is not None
+        if trial.datetime_complete is not None and trial.datetime_start is not None and "from" not in trial.user_attrs
     ]
     if budget.left is not None and took and workers:
         limits.append(math.ceil(budget.left / workers) * statistics.median(took[-_LAST:]))
@@ -109,3 +116,8 @@ def _state(budget: Budget, counts: Counter[str], *, at_work: bool) -> str:
 def is_over(status: Status) -> bool:
     """Return whether nothing runs and nothing more will begin."""
     return status.state in _ENDED.values()
+
+
+def events(status: Status) -> dict[str, Any]:
+    """Return what of *status* stays the same while nothing happens: all but the clocks and the speeds."""
+    return status.model_dump(exclude=_EVER_CHANGING)

@@ -178,8 +178,17 @@ def with_embeddings(file: StudyFile, dataset: Dataset, folder: Path | None) -> D
 
 
 def ranking(study: Study) -> list[FrozenTrial]:
-    """Return the trials that finished all their folds, the best first; of two equal ones the earlier."""
-    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    """
+    Return the trials that finished all their folds, the best first; of two equal ones the earlier.
+
+    A script may have told a value without any fold; that is no trial of ours, whatever Optuna calls the best.
+    """
+    folds = set(range(study.file.cv.folds))
+    complete = [
+        trial
+        for trial in study.trials
+        if trial.state == TrialState.COMPLETE and trial.value is not None and folds <= trial.intermediate_values.keys()
+    ]
     return sorted(complete, key=lambda trial: (-_value(trial), trial.number))
 
 

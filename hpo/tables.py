@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -12,15 +13,19 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hpo.status import Status
+from hpo.status import Status, is_over
+from storage.ledger import Budget, WorkerState
+from storage.summaries import Effort
 from trainer.data.progress import Stage
 
 if TYPE_CHECKING:
+    from hpo.importance import Importance
     from trainer.archive_check import ArchiveReport  # draws: half a second of imports, for one command
 
 logger = logging.getLogger(__name__)
@@ -28,45 +33,90 @@ logger = logging.getLogger(__name__)
 _ORDER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
 
 
-def ranking_table(trials: Sequence[FrozenTrial], title: str) -> Table:
-    """Return the trials, the best first and those without a value last, with their fold scores and parameters."""
+def ranking_table(trials: Sequence[FrozenTrial], title: str, width: int) -> Table:
+    """
+    Return the trials, the best first and those without a value last, with their fold scores and parameters.
+
+    The parameters have a column each where so many characters *width* are enough for it, and share one elsewhere.
+    """
     ranked = sorted(
         trials,
         key=lambda trial: (_ORDER.index(trial.state), -(trial.value if trial.value is not None else 0), trial.number),
     )
-    names = sorted({name for trial in ranked for name in trial.params})
+    table = _ranking(ranked, title, {name: [trial.params.get(name) for trial in ranked] for name in _names(ranked)})
+    if _width(table) <= width:
+        return table
+    return _ranking(ranked, title, {"parameters": [_in_words(trial.params) for trial in ranked]})
+
+
+def _ranking(ranked: Sequence[FrozenTrial], title: str, columns: Mapping[str, Sequence[object]]) -> Table:
+    """Return a table of trials in their order, with these *columns* beside what every trial has."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    for heading in ("rank", "trial", "value", "folds"):
-        table.add_column(heading, justify="right" if heading != "folds" else "left", no_wrap=True)
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for rank, trial in enumerate(ranked, 1):
+    for heading in ("rank", "trial", "value"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("folds", *columns):
+        table.add_column(heading, overflow="fold")
+    for index, trial in enumerate(ranked):
         complete = trial.state == TrialState.COMPLETE
         table.add_row(
-            str(rank) if complete else "",
+            str(index + 1) if complete else "",
             str(trial.number),
             _number(trial.value) if complete else trial.state.name.lower(),
             " ".join(_number(score) for _, score in sorted(trial.intermediate_values.items())),
-            *(_shown(trial.params.get(name)) for name in names),
+            *(_shown(cells[index]) for cells in columns.values()),
         )
     return table
 
 
-def status_table(status: Status) -> Table:
-    """Return who works on what."""
-    best = "none yet" if status.best is None else f"trial {status.best.number} with {_number(status.best.value)}"
-    budget = f"{status.budget.spent} of {status.budget.asked} trials finished"
-    table = Table(title=f"{status.study}: {status.state}, {budget}, best: {best}", box=box.SIMPLE_HEAD)
-    for heading in ("worker", "device", "trial", "fold", "epoch", "last heartbeat"):
-        table.add_column(heading)
-    for worker in status.workers:
+def _width(table: Table) -> int:
+    """Return how many characters the longest line of *table* has where nothing is wrapped."""
+    unbounded = Console(width=10_000)
+    return Measurement.get(unbounded, unbounded.options, table).maximum
+
+
+def _in_words(params: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={_shown(value)}" for name, value in params.items())
+
+
+def _names(trials: Sequence[FrozenTrial]) -> list[str]:
+    return sorted({name for trial in trials for name in trial.params})
+
+
+def status_view(status: Status, now: datetime) -> Group:
+    """Return how far a study is, and who works on what."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    budget = status.budget
+    counts = ", ".join(f"{count} {state}" for state, count in status.trials.items() if count)
+    facts.add_row("trials", f"{_finished(budget)} finished{f' ({counts})' if counts else ''}")
+    for unit, spent in _hours(budget).items():
+        facts.add_row(unit, spent)
+    if budget.deadline is not None:
+        facts.add_row("deadline", _moment(budget.deadline))
+    if budget.stop_reason is not None:
+        facts.add_row("stopped", budget.stop_reason)
+    if status.best is not None:
+        best = status.best
+        facts.add_row("best", f"{_number(best.value)} in trial {best.number}: {_in_words(best.params)}")
+    heading = f"{status.study}: {status.state}{_time_left(status)}"
+    return Group(heading, facts, *([_workers_table(status.workers, now)] if status.workers else []))
+
+
+def _workers_table(workers: Sequence[WorkerState], now: datetime) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("worker", "device", "trial", "fold", "epoch", "images/s", "heartbeat"):
+        left = heading in {"worker", "device"}
+        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    for worker in workers:
         table.add_row(
             worker.name,
             worker.device,
             str(worker.trial),
             _shown(worker.fold),
             _shown(worker.epoch),
-            worker.last_heartbeat.strftime("%H:%M:%S UTC"),
+            "-" if worker.images_per_second is None else f"{worker.images_per_second:.1f}",
+            f"{duration(max(0.0, (now - worker.last_heartbeat).total_seconds()))} ago",
         )
     return table
 
@@ -74,14 +124,51 @@ def status_table(status: Status) -> Table:
 def status_line(status: Status) -> str:
     """Return a study's progress in one line."""
     best = "" if status.best is None else f", best {_number(status.best.value)} (trial {status.best.number})"
-    return (
-        f"{status.study}: {status.budget.spent} of {status.budget.asked} trials finished,"
-        f" {len(status.workers)} at work{best}"
-    )
+    return f"{status.study}: {status.state}, {budget_line(status.budget)}, {len(status.workers)} at work{best}"
 
 
-def trials_frame(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
-    """Return one row a trial: number, state, value, times (UTC), fold scores, parameters."""
+def budget_line(budget: Budget) -> str:
+    """Return what is spent of each limit, in one line."""
+    parts = [f"{_finished(budget)} trials finished", *(f"{spent} {unit}" for unit, spent in _hours(budget).items())]
+    if budget.deadline is not None:
+        parts.append(f"until {_moment(budget.deadline)}")
+    if budget.stop_reason is not None:
+        parts.append(f"stopped: {budget.stop_reason}")
+    return ", ".join(parts)
+
+
+def _finished(budget: Budget) -> str:
+    return str(budget.spent) if budget.asked is None else f"{budget.spent} of {budget.asked}"
+
+
+def _hours(budget: Budget) -> dict[str, str]:
+    """Return what is spent of each limit of hours, by its unit."""
+    limits = {"hours": budget.hours, "GPU-hours": budget.gpu_hours}
+    return {unit: f"{each.spent:.2f} of {each.asked:g}" for unit, each in limits.items() if each is not None}
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M %Z}"
+
+
+def _time_left(status: Status) -> str:
+    if status.seconds_left is None or is_over(status):
+        return ""
+    return f", about {duration(status.seconds_left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Return about how long that is, in the largest unit of which it is two."""
+    for unit, long in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * long:
+            return f"{seconds / long:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def trials_frame(trials: Sequence[FrozenTrial], efforts: Mapping[int, Effort]) -> pd.DataFrame:
+    """Return one row a trial: number, state, value, times (UTC), attempts, GPU seconds, reason, fold scores, parameters."""
+    always = ["number", "state", "value", "started_at", "finished_at", "attempts", "gpu_seconds", "reason"]
+    folds = sorted({fold for trial in trials for fold in trial.intermediate_values})
     rows = [
         {
             "number": trial.number,
@@ -89,12 +176,27 @@ def trials_frame(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
             "value": trial.value,
             "started_at": _utc(trial.datetime_start),
             "finished_at": _utc(trial.datetime_complete),
-            **{f"fold_{fold}": score for fold, score in sorted(trial.intermediate_values.items())},
+            "attempts": efforts[trial.number].attempts,
+            "gpu_seconds": efforts[trial.number].gpu_s,
+            "reason": trial.user_attrs.get("reason"),
+            **{f"fold_{fold}": score for fold, score in trial.intermediate_values.items()},
             **trial.params,
         }
         for trial in trials
     ]
-    return pd.DataFrame(rows, columns=None if rows else ["number", "state", "value", "started_at", "finished_at"])
+    # As objects: a whole number stays one in a column that other trials leave empty.
+    return pd.DataFrame(rows, columns=[*always, *(f"fold_{fold}" for fold in folds), *_names(trials)], dtype=object)
+
+
+def importance_table(found: Importance) -> Table:
+    """Return the parameters, the most important first."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("parameter", overflow="fold")
+    for heading in ("PED-ANOVA", "fANOVA", "trials"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in found.parameters:
+        table.add_row(each.name, _percent(each.ped_anova), _percent(each.fanova), str(each.trials))
+    return table
 
 
 def archive_tables(report: ArchiveReport) -> list[Table | str]:
@@ -129,7 +231,7 @@ def opening_progress(console: Console) -> Iterator[Callable[[Stage, int, int], N
     """Give a function that shows how far an opening is, and the time left: a bar on a terminal, a line now and then elsewhere."""
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
+        with Progress(*columns, console=console, transient=True) as bar, _log_lines_above():
             tasks: dict[Stage, TaskID] = {}
 
             def show(stage: Stage, done: int, total: int) -> None:
@@ -168,26 +270,67 @@ class _Lines:
 
 
 @contextmanager
-def live_status(console: Console) -> Iterator[Callable[[Status], None]]:
-    """Give a function that shows how far a study is: a live table on a terminal, a log line at every change elsewhere."""
-    if console.is_terminal:
-        with Live(console=console, transient=True, auto_refresh=False) as live:
-            yield lambda status: live.update(status_table(status), refresh=True)
+def live_status(console: Console, tell: Callable[[Status], None] | None = None) -> Iterator[Callable[[Status], None]]:
+    """
+    Give a function that shows how far a study is: a table on a terminal, which stays, and elsewhere every change.
+
+    Args:
+        console: Where the table goes.
+        tell: What is done at a change where there is no terminal; None logs a line.
+    """
+    if not console.is_terminal:
+        yield at_changes(tell or _log, _milestones)
         return
-    said = ""
+    with Live(console=console, auto_refresh=False) as live, _log_lines_above():
+        # The empty line at the end is where a terminal writes ^C: behind a full one it would push everything down.
+        yield lambda status: live.update(Group(status_view(status, datetime.now(UTC)), ""), refresh=True)
 
-    def say(status: Status) -> None:
-        nonlocal said
-        line = status_line(status)
-        if line != said:
-            said = line
-            logger.info("%s", line, extra={"action": "progress", "study": status.study})
 
-    yield say
+def at_changes(tell: Callable[[Status], None], key: Callable[[Status], object]) -> Callable[[Status], None]:
+    """Return a function that passes on a status whose *key* is another one than that of the last."""
+    said: object = None
+    at_work = 0
+
+    def look(status: Status) -> None:
+        nonlocal said, at_work
+        fewer, at_work = len(status.workers) < at_work, len(status.workers)
+        if fewer and not is_over(status):
+            return  # between two trials a worker holds none for a moment; one that left is missing at the next look too
+        if (news := key(status)) != said:
+            said = news
+            tell(status)
+
+    return look
+
+
+def _milestones(status: Status) -> object:
+    best = None if status.best is None else status.best.number
+    return status.state, status.budget.spent, status.budget.asked, len(status.workers), best
+
+
+def _log(status: Status) -> None:
+    logger.info("%s", status_line(status), extra={"action": "progress", "study": status.study})
+
+
+@contextmanager
+def _log_lines_above() -> Iterator[None]:
+    """Send the log lines of this terminal through what `Live` has put in the place of standard error: above it, not into it."""
+    handlers = [each for each in logging.getLogger().handlers if isinstance(each, logging.StreamHandler)]
+    streams = [(each, each.setStream(sys.stderr)) for each in handlers if each.stream.isatty()]
+    try:
+        yield
+    finally:
+        for handler, stream in streams:
+            if stream is not None:
+                handler.setStream(stream)
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def _shown(value: object) -> str:
@@ -197,5 +340,5 @@ def _shown(value: object) -> str:
 
 
 def _utc(moment: datetime | None) -> str | None:
-    """Return a trial's time, which we write as a naive one in UTC whatever the machine's zone, with its zone."""
-    return None if moment is None else moment.replace(tzinfo=UTC).isoformat()
+    """Return a trial's time, which Optuna gives as a naive one of the machine's own zone, in UTC."""
+    return None if moment is None else moment.astimezone(UTC).isoformat()

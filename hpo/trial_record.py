@@ -60,11 +60,11 @@ def complete_folder(station: Station, trial: FrozenTrial) -> None:
     """
     Complete the folder of a finished trial: its last attempt's files in their place, and its record.
 
-    Nothing is done where nothing is missing.
+    Nothing is done where nothing is missing, nor for a trial of another study, whose files are there.
     """
     study = station.study
     folder = study.folder.trial(trial.number)
-    if folder.record.exists() and not folder.unpromoted():
+    if "from" in trial.user_attrs or (folder.record.exists() and not folder.unpromoted()):
         return
     engine, trial_id = study.storage.engine, trial._trial_id  # noqa: SLF001 - Optuna has no public name for it
     attempts = ledger.attempts(engine, trial_id)

@@ -47,6 +47,11 @@ class Scrape:
         return {name for name, _ in self.samples}
 
 
+def unblock_signals() -> None:
+    """Undo what an earlier test may have left, which had a command in this process wait for signals in a thread."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+
+
 def fetched(address: str) -> str:
     """Return the text at an address."""
     with urllib.request.urlopen(address, timeout=20) as answer:  # noqa: S310 - our own server's
@@ -205,7 +210,14 @@ def test_command_says_where_and_ends_in_order(make_study: MakeStudy, database_ur
     make_study(trials=2)
     command = [sys.executable, "-m", "hpo.cli", "metrics", "s", "--port", "0", "--outputs", str(tmp_path)]
     environment = {**os.environ, "MAMMOGRAPHY_DATABASE_URL": database_url.render_as_string(hide_password=False)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=unblock_signals,  # noqa: PLW1509 - async-signal-safe: one system call
+    )
     assert process.stdout is not None
     said = process.stdout.readline()
     assert said.startswith("metrics: http://127.0.0.1:")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hpo.study import load
 from hpo.study_file import StudyFile
 from storage import ledger
 from storage.claims import Claim, Claims, Ending, Idle
-from storage.errors import UnknownStudyError
+from storage.errors import StudyDeletedError
 from storage.study_storage import StudyStorage, open_storage
 from storage.summaries import efforts
 from storage.tree import OutputTree
@@ -35,6 +35,11 @@ SEARCH = {
 }
 
 
+def unblock_signals() -> None:
+    """Undo what an earlier test may have left, which had a command in this process wait for signals in a thread."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+
+
 @dataclass
 class Bench:
     """A database, an output folder, and the command line in this process."""
@@ -43,6 +48,28 @@ class Bench:
     outputs: Path
     flags: tuple[str, ...]
     capsys: pytest.CaptureFixture[str]
+    _started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `study ...` as a process of its own."""
+        command = [sys.executable, "-m", "hpo.cli", "study", *arguments, *self.flags]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=unblock_signals,  # noqa: PLW1509 - async-signal-safe: one system call
+        )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End every process that still runs, and every connection."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+        self.storage.engine.dispose()
 
     def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
         """Run `study ...`, which must end with that code, and return what it printed."""
@@ -84,8 +111,9 @@ def bench(database_url: sa.URL, tmp_path: Path, capsys: pytest.CaptureFixture[st
     url = database_url.render_as_string(hide_password=False)
     storage = open_storage(database_url, application_name="bench")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield Bench(storage, tmp_path / "outputs", ("--database", url, "--outputs", str(tmp_path / "outputs")), capsys)
-    storage.engine.dispose()
+    made = Bench(storage, tmp_path / "outputs", ("--database", url, "--outputs", str(tmp_path / "outputs")), capsys)
+    yield made
+    made.close()
 
 
 def claimed(claims: Claims) -> Claim:
@@ -263,43 +291,34 @@ def test_csv_counts_attempts_and_gpu_seconds(bench: Bench, tmp_path: Path) -> No
     assert queued == "1,waiting,,,,0,,"
 
 
-def start(bench: Bench, *arguments: str) -> subprocess.Popen[str]:
-    """Start a command as a process of its own."""
-    command = [sys.executable, "-m", "hpo.cli", "study", *arguments, *bench.flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def test_watching(bench: Bench) -> None:
     """Every change is a line, a cut connection is none, the end of the study is the end; Ctrl-C ends it with 130."""
-    study_id = bench.create(trials=1)
-    watching, in_json = start(bench, "status", "small", "--watch"), start(bench, "status", "small", "--watch", "--json")
-    interrupted = start(bench, "status", "small", "--watch")
+    bench.create()
+    watching, in_json, interrupted = (
+        bench.start("status", "small", "--watch", *flags) for flags in ((), ("--json",), ())
+    )
     said = [process.stdout.readline() for process in (watching, in_json, interrupted) if process.stdout is not None]
-    assert said[0] == said[2] == "small: waiting, 0 of 1 trials finished, 0 at work\n"
+    assert said[0] == said[2] == "small: waiting, 0 of 3 trials finished, 0 at work\n"
     interrupted.send_signal(signal.SIGINT)
     with bench.storage.engine.connect() as connection:
         cut = (
             "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'mammography study'"
         )
         assert connection.scalar(sa.text(cut)) > 0
-    claims = bench.claims(study_id)
-    claims.finish(claimed(claims), Ending.COMPLETE, value=0.5, attributes={})
-    assert (interrupted.communicate(timeout=20)[0], interrupted.returncode) == ("", 130)
-    out, err = watching.communicate(timeout=20)
-    assert (watching.returncode, out) == (
-        0,
-        "small: finished, 1 of 1 trials finished, 0 at work, best 0.5000 (trial 0)\n",
-    )
+    bench.run("stop", "small")
+    assert (interrupted.communicate(timeout=30)[0], interrupted.returncode) == ("", 130)
+    out, err = watching.communicate(timeout=30)
+    assert (watching.returncode, out) == (0, "small: stopped, 0 of 3 trials finished, stopped: asked, 0 at work\n")
     assert "Traceback" not in err
-    states = [json.loads(line)["state"] for line in [said[1], *in_json.communicate(timeout=20)[0].splitlines()]]
-    assert (in_json.returncode, states) == (0, ["waiting", "finished"])
+    states = [json.loads(line)["state"] for line in [said[1], *in_json.communicate(timeout=30)[0].splitlines()]]
+    assert (in_json.returncode, states) == (0, ["waiting", "stopped"])
 
 
 def test_study_that_somebody_deletes_while_it_is_watched(bench: Bench) -> None:
-    """Is a study that there is not, in one line."""
+    """Is an error of its own, which is said in one line."""
     bench.create()
     found = load("small", OutputTree(bench.outputs), bench.storage)
     assert status(found).state == "waiting"
     bench.run("delete", "small", "--yes")
-    with pytest.raises(UnknownStudyError, match="there is no study 'small'"):
+    with pytest.raises(StudyDeletedError):
         status(found)

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import click
 import pytest
 
 from hpo import cli
+from hpo.commands.speech import exit_code
+from hpo.errors import NoFinishedTrialError, QueuedValueError, StudyFileError
+from hpo.importance import NoImportanceError
+from storage.errors import (
+    ConfigurationTakenError,
+    DatabaseUnavailableError,
+    LimitError,
+    StudyInUseError,
+    StudyNameError,
+    TakenOverError,
+    UnknownStudyError,
+)
 from trainer.cli import run_config, to_flags
 from trainer.config import RunConfig
+from trainer.errors import InputError, StopRequestedError
 
 
 @pytest.mark.parametrize(
@@ -25,6 +43,16 @@ from trainer.config import RunConfig
         (("launch", "x", "--workers", "none"), "--workers"),
         (("launch", "x", "--workers", "²"), "--workers"),
         (("worker", "x", "--device", "gpu"), "--device"),
+        (("study", "enqueue", "x"), "FIELD=VALUE"),
+        (("study", "extend", "x"), "at least one of --trials, --hours, --gpu-hours and --deadline"),
+        (("study", "extend", "x", "--trials", "0"), "--trials"),
+        (("study", "extend", "x", "--hours", "nan"), "--hours"),
+        (("study", "extend", "x", "--gpu-hours", "-1"), "--gpu-hours"),
+        (("study", "extend", "x", "--deadline", "soon"), "no moment"),
+        (("study", "extend", "x", "--deadline", "2100-01-31T08:00"), "no zone"),
+        (("study", "extend", "x", "--deadline", "2020-01-31T08:00Z"), "in the future"),
+        (("metrics",), "NAME"),
+        (("metrics", "x", "--port", "70000"), "--port"),
         (("train-density", "--csv", "nowhere.csv", "--dicom-root", "nowhere"), "nowhere"),
         (("train-density", "--csv", "c", "--dicom-root", "d", "--lr", "fast"), "--lr"),
         (("train-density", "--csv", "c", "--dicom-root", "d", "--epochs", "0"), "--epochs"),
@@ -52,3 +80,51 @@ def test_every_run_can_be_written_as_flags() -> None:
     assert command is not None
     given = command.make_context("train-density", to_flags(config)).params
     assert run_config(given) == config
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StudyFileError("x"), 2),
+        (QueuedValueError("lr", 1, "expected less"), 2),
+        (InputError("x"), 2),
+        (StudyNameError("../x"), 2),
+        (UnknownStudyError("x", []), 2),
+        (ConfigurationTakenError(1), 2),
+        (LimitError("x", "trials", "there is none"), 2),
+        (StudyInUseError("x", 1), 2),
+        (NoFinishedTrialError("x"), 1),
+        (NoImportanceError("x"), 1),
+        (TakenOverError(1), 1),
+        (DatabaseUnavailableError("x"), 1),
+        (FileNotFoundError("x"), 1),
+        (StopRequestedError(), 130),
+    ],
+)
+def test_exit_codes(error: Exception, code: int) -> None:
+    """2 where the user can put it right on the command line or in a file, 130 for who asked to stop, else 1."""
+    assert exit_code(error) == code
+
+
+def commands(group: click.Group, *names: str) -> list[tuple[str, ...]]:
+    """Return the names of all commands below *group*, and of the groups."""
+    found = [names]
+    for name, command in group.commands.items():
+        below = (*names, name)
+        found += commands(command, *below) if isinstance(command, click.Group) else [below]
+    return found
+
+
+def test_help_of_every_command_loads_nothing_heavy() -> None:
+    """It answers at once, whatever the command is."""
+    everything = commands(cli.mammography)
+    assert ("study", "enqueue") in everything
+    code = (
+        f"import sys\nfrom hpo import cli\nfor names in {everything}: assert cli.run([*names, '--help']) == 0\n"
+        "heavy = {'torch', 'optuna', 'pandas', 'sqlalchemy', 'rich', 'prometheus_client', 'waitress'}\n"
+        "print('loaded:', *sorted(heavy & set(sys.modules)))"
+    )
+    project = Path(cli.__file__).parents[1]
+    answered = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    assert answered.stdout.splitlines()[-1] == "loaded:"
+    assert answered.stdout.count("Usage: ") == len(everything)

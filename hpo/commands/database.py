@@ -1,0 +1,75 @@
+"""The group `db`: the private PostgreSQL server under the output folder."""
+
+from __future__ import annotations
+
+import click
+
+from hpo.commands.options import Everywhere, everywhere
+from hpo.commands.speech import DONE, FAILED
+
+
+@click.group("db", no_args_is_help=False)
+@everywhere
+def db() -> None:
+    """The private PostgreSQL server under the output folder."""
+
+
+@db.command("start")
+@everywhere
+@click.pass_obj
+def db_start(everywhere: Everywhere, /) -> int:
+    """Start the private server; every command that needs it does so by itself."""
+    from storage.private_server import PrivateServer
+
+    server = PrivateServer(everywhere.settings().outputs)
+    server.start()
+    click.echo(f"running, in {server.folder}")
+    return DONE
+
+
+@db.command("stop")
+@everywhere
+@click.pass_obj
+def db_stop(everywhere: Everywhere, /) -> int:
+    """Stop the private server."""
+    from storage.private_server import PrivateServer
+
+    PrivateServer(everywhere.settings().outputs).stop()
+    click.echo("stopped")
+    return DONE
+
+
+@db.command("status")
+@everywhere
+@click.pass_obj
+def db_status(everywhere: Everywhere, /) -> int:
+    """Say which database is used and whether it answers."""
+    from storage.database import check, display, open_database, parse_url
+    from storage.private_server import PrivateServer
+
+    settings = everywhere.settings()
+    if settings.database is None:
+        server = PrivateServer(settings.outputs)
+        if not server.running():
+            click.echo("private server: not running")
+            return FAILED
+        url = server.url
+    else:
+        url = parse_url(settings.database)
+    check(open_database(url, application_name="mammography db"))
+    click.echo(f"{display(url)}: running")
+    return DONE
+
+
+@db.command("url")
+@click.option("--show-password", is_flag=True, help="Do not hide it.")
+@everywhere
+@click.pass_obj
+def db_url(everywhere: Everywhere, /, *, show_password: bool) -> int:
+    """Print the URL of the database, for other programs."""
+    from storage.database import choose
+
+    settings = everywhere.settings()
+    url = choose(settings.database, settings.outputs)
+    click.echo(url.render_as_string(hide_password=not show_password))
+    return DONE

@@ -1,0 +1,75 @@
+"""Commands that look at what a study has found: `study best`, `trials` and `importance`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hpo.commands.options import PATH, Everywhere, everywhere
+from hpo.commands.speech import DONE, stdout
+
+
+@click.command("best")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="The content of its optuna_trial.json.")
+@everywhere
+@click.pass_obj
+def study_best(everywhere: Everywhere, /, name: str, *, as_json: bool) -> int:
+    """Show the best trial of study NAME: of those that finished all their folds."""
+    from hpo import study as studies
+
+    _, found = everywhere.study(name, "study")
+    best = studies.best_trial(found)
+    folder = found.folder.trial(best.number)
+    if as_json:
+        click.echo(folder.record.read_text(encoding="utf-8"), nl=False)
+        return DONE
+    click.echo(f"trial {best.number}: {best.values[0]:.4f}")
+    for key, value in best.params.items():
+        click.echo(f"  {key} = {value}")
+    click.echo(str(folder.path))
+    return DONE
+
+
+@click.command("trials")
+@click.argument("name")
+@click.option("--csv", "csv", type=PATH, help="Write them there instead of showing the ranking.")
+@everywhere
+@click.pass_obj
+def study_trials(everywhere: Everywhere, /, name: str, csv: Path | None) -> int:
+    """Show the trials of study NAME, the best first."""
+    from hpo.tables import ranking_table, trials_frame
+    from storage.summaries import efforts
+
+    _, found = everywhere.study(name, "study")
+    trials = found.trials
+    if csv is None:
+        console = stdout()
+        console.print(ranking_table(trials, name, console.width))
+    else:
+        effort_of = efforts(found.storage.engine, found.registration.study_id)
+        trials_frame(trials, effort_of).to_csv(csv, index=False)
+        click.echo(str(csv))
+    return DONE
+
+
+@click.command("importance")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@everywhere
+@click.pass_obj
+def study_importance(everywhere: Everywhere, /, name: str, *, as_json: bool) -> int:
+    """Show which parameters of study NAME matter, of those trials that finished all their folds."""
+    from hpo.importance import importance
+    from hpo.tables import importance_table
+
+    _, found = everywhere.study(name, "study")
+    what = importance(found)
+    if as_json:
+        click.echo(what.model_dump_json(indent=2))
+        return DONE
+    stdout().print(importance_table(what))
+    click.echo(f"of {what.trials} trials that finished all their folds")
+    click.echo(f"PED-ANOVA: what sets the best {what.best} apart; fANOVA: where the variance comes from")
+    return DONE

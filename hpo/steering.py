@@ -1,0 +1,85 @@
+"""What people change in a study while it runs: its queue, its limits, its end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from hpo.assignment import check_queued, parse_assignments
+from hpo.study import Study
+from storage import ledger, steering
+from storage.errors import LimitError
+from storage.heartbeat import GRACE_S
+from storage.ledger import Budget
+
+ASKED = "asked"
+"""Why a study is stopped that somebody stopped."""
+
+
+def enqueue(study: Study, assignments: Sequence[str]) -> int:
+    """
+    Queue the configuration in *assignments*, such as ``lr=0.001``, and return its trial's number; the sampler completes it.
+
+    Raises:
+        QueuedValueError: The space does not have it.
+        ConfigurationTakenError: A trial has it already.
+    """
+    params = parse_assignments(study.space, assignments)
+    check_queued(study.space, params)
+    whole = study.space.contains(params)
+    return steering.enqueue(study.storage.engine, study.registration.study_id, params, whole=whole)
+
+
+def extend(
+    study: Study,
+    *,
+    trials: int | None = None,
+    hours: float | None = None,
+    gpu_hours: float | None = None,
+    deadline: datetime | None = None,
+) -> Budget:
+    """
+    Give a study so much more of what it has a limit of, or a later deadline, and return what its limits are now.
+
+    A study that was stopped goes on.
+
+    Raises:
+        LimitError: It has no such limit, or its deadline is not earlier.
+    """
+    engine, study_id = study.storage.engine, study.registration.study_id
+    budget = ledger.budget(engine, study_id)
+    has = {"trials": budget.asked, "hours": budget.hours, "gpu_hours": budget.gpu_hours, "deadline": budget.deadline}
+    for limit, more in (("trials", trials), ("hours", hours), ("gpu_hours", gpu_hours), ("deadline", deadline)):
+        if more is not None and has[limit] is None:
+            others = ", ".join(name for name, asked in has.items() if asked is not None)
+            raise LimitError(study.name, limit, f"there is no such limit to extend; it has {others or 'none'}")
+    if deadline is not None and budget.deadline is not None and deadline <= budget.deadline:
+        raise LimitError(study.name, "deadline", f"is {budget.deadline.isoformat()}; expected a later moment")
+    steering.extend(engine, study_id, trials=trials, hours=hours, gpu_hours=gpu_hours, deadline=deadline)
+    return ledger.budget(engine, study_id)
+
+
+def stop(study: Study) -> None:
+    """Let nothing more begin in a study; what has begun is finished."""
+    steering.stop(study.storage.engine, study.registration.study_id, ASKED)
+
+
+def delete(study: Study) -> None:
+    """
+    Remove a study from the database, and its output folder. Decoded data stay: other studies may use them.
+
+    Raises:
+        StudyInUseError: Workers are at work on it.
+    """
+    steering.delete(study.storage.engine, study.registration.study_id, study.name, GRACE_S)
+    _remove_folder(study.folder.path)
+
+
+def _remove_folder(path: Path) -> None:
+    """Remove a folder and what is below it; of a link the link alone, for what it points to is not ours."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)

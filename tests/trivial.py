@@ -6,52 +6,42 @@ import argparse
 import os
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.storages import BaseStorage
+from optuna.distributions import FloatDistribution
 
-from hpo import sampling
 from hpo.hang import Tolerance
-from hpo.search_space import SearchSpace
-from hpo.status import worker_name
-from hpo.study_file import SamplerSection, StudyFile
 from hpo.worker import Attention, Outcome, Work, Worker
 from storage import ledger
 from storage.claims import Claim, Claims, Ending
 from storage.study_storage import StudyStorage, open_storage
 
-SEARCH = {
-    "lr": {"type": "float", "low": 1e-5, "high": 1e-1, "log": True},
-    "arch": {"type": "categorical", "choices": ["efficientnet_b0", "resnet50"]},
-    "dropout": {"type": "float", "low": 0.0, "high": 0.5, "when": {"arch": "efficientnet_b0"}},
-}
+SPACE = {"x": FloatDistribution(0.0, 1.0)}
 
 
 @dataclass
 class Trivial:
-    """Proposes as a search does, takes no time, and leaves no file."""
+    """Takes no time and leaves no file."""
 
     claims: Claims
-    storage: BaseStorage
     folder: Path | None = None
     """For the log."""
     hangs: bool = False
-    sampler: SamplerSection = field(default_factory=lambda: SamplerSection(name="random"))
-    space: SearchSpace = field(default_factory=lambda: space_of(SEARCH))
 
     def train(self, claim: Claim, attention: Attention) -> Outcome:  # noqa: ARG002 - it is not asked for long
-        """Return a value that follows from the trial's parameters, or never."""
+        """Return a value that follows from the trial's parameter, or never."""
         while self.hangs:
             time.sleep(1)
-        params = sampling.settle_parameters(
-            self.claims, claim, self.storage, study_name="s", study_seed=1, section=self.sampler, space=self.space
-        )
-        return Outcome(Ending.COMPLETE, value=params["lr"])
+        return Outcome(Ending.COMPLETE, value=self.propose(claim))
+
+    def propose(self, claim: Claim) -> float:
+        """Settle the trial's parameter, which follows from its number, and return it."""
+        x = (claim.number * 0.6180339887) % 1
+        self.claims.settle_parameters(claim, {"x": x}, SPACE)
+        return x
 
     def record(self, claim: Claim, outcome: Outcome) -> None:
         """Do nothing."""
@@ -68,11 +58,6 @@ class Trivial:
 
     def tidy(self) -> None:
         """Do nothing."""
-
-
-def space_of(search: Mapping[str, Any]) -> SearchSpace:
-    """Return the search space of a study file whose `search` this is."""
-    return StudyFile.model_validate({"study": "s", "search": search, "budget": {"trials": 1}}).space()
 
 
 def make_study(storage: StudyStorage, limits: ledger.Limits, name: str = "s") -> int:
@@ -93,7 +78,7 @@ def make_study(storage: StudyStorage, limits: ledger.Limits, name: str = "s") ->
 
 def claims_of(storage: StudyStorage, study_id: int, *, grace_s: float = 30.0) -> Claims:
     """Return the claims of a study as this process sees them."""
-    return Claims(storage.engine, study_id, worker_name(os.getpid()), "cpu", "cpu", grace_s)
+    return Claims(storage.engine, study_id, f"worker {os.getpid()}", "cpu", "cpu", grace_s)
 
 
 def main() -> None:
@@ -101,13 +86,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("study_id", type=int)
-    parser.add_argument("--sampler", default="random")
     parser.add_argument("--hang", type=Path, metavar="FOLDER", help="never come to an end; the log goes there")
     asked = parser.parse_args()
-    storage = open_storage(sa.make_url(asked.url), application_name="trivial")
-    claims = claims_of(storage, asked.study_id)
-    sampler = SamplerSection(name=asked.sampler)
-    work = Trivial(claims, storage.optuna, asked.hang, hangs=asked.hang is not None, sampler=sampler)
+    claims = claims_of(open_storage(sa.make_url(asked.url), application_name="trivial"), asked.study_id)
+    work = Trivial(claims, asked.hang, hangs=asked.hang is not None)
     Worker(claims, work, threading.Event(), tolerance=Tolerance(first_s=1.0)).run()
 
 

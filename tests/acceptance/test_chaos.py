@@ -223,7 +223,7 @@ def test_four_workers_never_propose_the_same(database_url: sa.URL, times: int) -
     url = database_url.render_as_string(hide_password=False)
     for number in range(times):
         study_id = make_study(storage, Limits(20), f"study {number}")
-        command = [sys.executable, "-m", "tests.trivial", url, str(study_id), "--sampler", "tpe"]
+        command = [sys.executable, "-m", "tests.proposing", url, str(study_id), "tpe"]
         started = [subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE) for _ in range(4)]
         said = [process.communicate(timeout=120)[1] for process in started]
         assert [process.returncode for process in started] == [0] * 4, said

@@ -111,6 +111,8 @@ def test_study_at_work(make_study: MakeStudy) -> None:
     deadline = datetime.now(UTC) + timedelta(days=1)
     study = make_study(trials=9, hours=2, gpu_hours=3, deadline=deadline)
     claims, best = claimed(study, "host:1")
+    for fold in range(study.file.cv.folds):
+        claims.publish_fold(best, fold, 0.625, ())
     claims.finish(best, Ending.COMPLETE, value=0.625, attributes={})
     claims, pruned = claimed(study, "host:1")
     claims.finish(pruned, Ending.PRUNED, attributes={})

@@ -38,9 +38,9 @@ def claims(storage: StudyStorage) -> Claims:
 
 
 @pytest.fixture
-def worker(claims: Claims, storage: StudyStorage) -> Worker:
+def worker(claims: Claims) -> Worker:
     """A worker on that study."""
-    return Worker(claims, Trivial(claims, storage.optuna), threading.Event())
+    return Worker(claims, Trivial(claims), threading.Event())
 
 
 def claimed(claims: Claims) -> Claim:
@@ -112,7 +112,7 @@ def test_pruned_trial_keeps_the_reason_and_has_no_value(worker: Worker, claims: 
 
 def test_out_of_memory_on_a_shared_device_is_nobodys_fault_at_first(claims: Claims, storage: StudyStorage) -> None:
     """The trial is free again; when it never gets through an epoch it fails at the third time."""
-    worker = Worker(claims, Trivial(claims, storage.optuna), threading.Event(), alone=False)
+    worker = Worker(claims, Trivial(claims), threading.Event(), alone=False)
     for _ in range(3):
         worker._judge(claimed(claims), OutOfMemoryError("full"))
     (trial,) = storage.optuna.get_all_trials(claims.study_id)
@@ -176,7 +176,7 @@ def test_many_workers_end_with_the_exact_budget(storage: StudyStorage, database_
     def work(_: int) -> Idle | None:
         own = open_storage(database_url, application_name="test")
         claims = claims_of(own, study_id)
-        return Worker(claims, Trivial(claims, own.optuna), threading.Event()).run()
+        return Worker(claims, Trivial(claims), threading.Event()).run()
 
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(work, range(16))) == {Idle.SPENT}

@@ -53,8 +53,12 @@ def study_of(trials: Sequence[Tried]) -> Study:
     made = optuna.create_study(direction="maximize")
     for params, value in trials:
         state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+        distributions = FILE.space().distributions(params)
+        scores = {} if value is None else dict.fromkeys(range(FILE.cv.folds), value)
         made.add_trial(
-            create_trial(state=state, value=value, params=params, distributions=FILE.space().distributions(params))
+            create_trial(
+                state=state, value=value, params=params, distributions=distributions, intermediate_values=scores
+            )
         )
     nowhere = sa.create_engine("postgresql+psycopg2://")
     registration = Registration(made._study_id, "s", {}, "d", "f", "")

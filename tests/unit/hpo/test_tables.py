@@ -53,10 +53,10 @@ def tried(number: int, state: TrialState = TrialState.COMPLETE, **params: object
 
 
 def test_times_are_utc_wherever_they_are_read(berlin: None) -> None:
-    """Trials hold naive times in UTC; a reader in another zone sees the same moment."""
+    """Optuna gives naive times of the reader's own zone; the table says the same moment in UTC."""
     trial = create_trial(state=TrialState.COMPLETE, value=0.5)
     trial.number = 0
-    trial.datetime_start = datetime(2026, 7, 1, 12, 0)  # noqa: DTZ001 - as Optuna gives it
+    trial.datetime_start = datetime(2026, 7, 1, 14, 0)  # noqa: DTZ001 - as Optuna gives it
     trial.datetime_complete = None
     row = trials_frame([trial], {0: Effort(1, 0.0)}).iloc[0]
     assert row["started_at"] == "2026-07-01T12:00:00+00:00"

@@ -27,7 +27,7 @@ from hpo.pruning import Curves, Forecast, LowerShare, Pruning, SignedRanks, make
 
 _FACTS_RUNGS = frozenset({2, 5, 9})  # after epochs 3, 6 and 10 of 15
 _MOST_REGRET = 0.001
-"""That tuning accepts: half of what is asked for, since other data may be less kind."""
+"""That tuning accepts, two standard errors included: half of what is asked for, since other data may be less kind."""
 _GRID = tuple(itertools.product((0.2, 0.3, 0.4, 0.5), (2, 3, 4), (3, 5, 8)))
 """Least chance times the number of folds, fewest complete trials, parts of a fold."""
 
@@ -57,6 +57,7 @@ def parse() -> argparse.Namespace:
     replayer.add_argument("recording", type=Path)
     replayer.add_argument("--workers", type=int, default=1)
     replayer.add_argument("--improving", action="store_true", help="later trials tend to be better, as a sampler's are")
+    replayer.add_argument("--rules", default="", help="only those with this in their name")
     replayer.add_argument("--studies", type=int, default=300)
     tuner = commands.add_parser("tune")
     tuner.set_defaults(run=run_tune)
@@ -84,7 +85,8 @@ def run_replay(asked: argparse.Namespace) -> None:
     print(f"{'rule':44s} epochs    regret (s.e.)     kept  complete")
     studies = list(draw_studies(recording, asked.studies, asked.trials, improving=asked.improving))
     for name, pruning in rules(recording.curves.shape[1], recording.curves.shape[2]).items():
-        print(f"{name:44s} {judge(recording, studies, pruning, asked.workers)}", flush=True)
+        if asked.rules in name:
+            print(f"{name:44s} {judge(recording, studies, pruning, asked.workers)}", flush=True)
 
 
 def run_tune(asked: argparse.Namespace) -> None:
@@ -97,7 +99,7 @@ def run_tune(asked: argparse.Namespace) -> None:
             recording, studies, forecast(recording, least_chances, fewest, n_parts)
         )
         print(f"{least_chances:.1f} {fewest} {n_parts}: {tried[least_chances, fewest, n_parts]}", flush=True)
-    accepted = [values for values, outcome in tried.items() if outcome.regret <= _MOST_REGRET]
+    accepted = [values for values, outcome in tried.items() if outcome.regret + 2 * outcome.error <= _MOST_REGRET]
     chosen = min(accepted, key=lambda values: tried[values].epochs)
     print(f"\nchosen on {asked.recording}: least chances, fewest, parts = {chosen}: {tried[chosen]}")
     for path in asked.judges:

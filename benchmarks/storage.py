@@ -172,15 +172,23 @@ def _fill(storage: StudyStorage, study_id: int, trials: int) -> None:
     """Give a study so many finished trials, each with its claim, its attempt and a parameter."""
     with storage.engine.begin() as connection:
         for statement in (
-            ("insert into trials (number, study_id, state, datetime_start, datetime_complete)"
-            " select n, :study, 'COMPLETE', now(), now() from generate_series(0, :last) n order by n"),
-            ("insert into mammography.claim (trial_id, study_id, configuration)"
-            " select trial_id, study_id, number from trials where study_id = :study"),
-            ("insert into mammography.attempt (trial_id, number, token, worker, device, gpus, environment, ended_at, ending)"
-            " select trial_id, 0, gen_random_uuid(), 'w', 'cpu', 0, '{}', now(), 'complete' from trials"
-            " where study_id = :study"),
-            ("insert into trial_values (trial_id, objective, value, value_type)"
-            " select trial_id, 0, random(), 'FINITE' from trials where study_id = :study"),
+            (
+                "insert into trials (number, study_id, state, datetime_start, datetime_complete)"
+                " select n, :study, 'COMPLETE', now(), now() from generate_series(0, :last) n order by n"
+            ),
+            (
+                "insert into mammography.claim (trial_id, study_id, configuration)"
+                " select trial_id, study_id, number from trials where study_id = :study"
+            ),
+            (
+                "insert into mammography.attempt (trial_id, number, token, worker, device, gpus, environment, ended_at, ending)"
+                " select trial_id, 0, gen_random_uuid(), 'w', 'cpu', 0, '{}', now(), 'complete' from trials"
+                " where study_id = :study"
+            ),
+            (
+                "insert into trial_values (trial_id, objective, value, value_type)"
+                " select trial_id, 0, random(), 'FINITE' from trials where study_id = :study"
+            ),
         ):
             connection.execute(sa.text(statement), {"study": study_id, "last": trials - 1})
 

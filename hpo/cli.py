@@ -17,7 +17,7 @@ from hpo.commands.database import db
 from hpo.commands.options import everywhere
 from hpo.commands.searching import demo, launch, replay, worker
 from hpo.commands.serving import dashboard, metrics
-from hpo.commands.speech import DONE, INTERRUPTED, WRONG_INPUT, exit_code, on_purpose, say
+from hpo.commands.speech import DONE, INTERRUPTED, WRONG_INPUT, exit_code, on_purpose, plain, say
 from hpo.commands.study import study
 from hpo.commands.training import TAKE_A_LONE_DASH, embed, train_density
 
@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         return say(error.format_message(), WRONG_INPUT)
     except on_purpose() as error:
-        return say(error, exit_code(error))
+        return say(plain(error), exit_code(error))
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ def create(
 
 
 def begin_queue(study: Study, older: Study | None, tree: OutputTree) -> None:
-    """Give a new study what it is to know and to try first: another study's trials, its own defaults, the other's best guesses."""
+    """Give a new study what it knows and tries first: an older one's trials, its own defaults, the older one's best guesses."""
     taken = None if older is None else take_over(study, older, tree)
     queue_defaults(study)
     if older is not None and taken is not None:

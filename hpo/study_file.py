@@ -80,7 +80,7 @@ class PruningSection(Strict):
 class BudgetSection(Strict):
     """When the search ends: at the first of these."""
 
-    trials: int | None = Field(None, ge=1)
+    trials: int | None = Field(None, ge=1, le=10**9)
     """Trials that finish: complete, pruned, or failed by their own fault."""
     hours: float | None = Field(None, gt=0)
     """Hours in which at least one worker is at work; no trial begins afterwards."""

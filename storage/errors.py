@@ -71,7 +71,8 @@ class StudyInUseError(StorageError):
     """Workers are at work on the study."""
 
     def __init__(self, name: str, workers: int) -> None:
-        super().__init__(f"{workers} workers are at work on study {name!r}: stop them first")
+        at_work = "a worker is" if workers == 1 else f"{workers} workers are"
+        super().__init__(f"{at_work} at work on study {name!r}: stop them first")
         self.name = name
         self.workers = workers
 

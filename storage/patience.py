@@ -75,7 +75,7 @@ class Patience:
         try:
             return retrying(function, *args, **kwargs)
         except FAULTS as error:
-            raise DatabaseUnavailableError(_first_line(error)) from error
+            raise DatabaseUnavailableError(first_line(error)) from error
         finally:
             if time.monotonic() - began > _SLOW_S:
                 self.disturbance.note()
@@ -84,10 +84,11 @@ class Patience:
         self.disturbance.note()
         error = state.outcome.exception() if state.outcome else None
         logger.warning(
-            "database away, attempt %d: %s", state.attempt_number, _first_line(error), extra={"action": "database_away"}
+            "database away, attempt %d: %s", state.attempt_number, first_line(error), extra={"action": "database_away"}
         )
 
 
-def _first_line(error: BaseException | None) -> str:
+def first_line(error: BaseException | None) -> str:
+    """Return what the driver says, in its first line and without the statement."""
     text = str(getattr(error, "orig", None) or error)
     return text.strip().splitlines()[0] if text.strip() else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,11 +94,18 @@ def everywhere(command: Command) -> Command:
     return decorated  # type: ignore[no-any-return]
 
 
+def _number(context: click.Context, parameter: click.Parameter, value: float) -> float:  # noqa: ARG001 - click's signature
+    if math.isnan(value):
+        raise click.BadParameter("nan is no number")
+    return value
+
+
 def patient(command: Command) -> Command:
     """Give a command the option that says how long it waits for a database that is away."""
     return click.option(
         "--patience",
         type=click.FloatRange(min=0),
+        callback=_number,
         default=PATIENCE_S,
         show_default=True,
         metavar="SECONDS",

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from hpo.commands.options import PATIENCE_S, Everywhere, data_places, everywhere, patient
-from hpo.commands.speech import DONE, FAILED, on_purpose, say, stderr, stdout
+from hpo.commands.speech import DONE, FAILED, on_purpose, plain, say, stderr, stdout
 
 
 @click.command("worker")
@@ -68,7 +68,7 @@ def worker(
     try:
         why = at_work.run()
     except on_purpose() as error:
-        return say(error, FAILED)
+        return say(plain(error), FAILED)
     logging.getLogger(__name__).info("worker ends: %s", why or "asked to stop", extra={"action": "worker_ends"})
     return DONE
 

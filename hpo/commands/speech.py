@@ -38,9 +38,18 @@ def on_purpose() -> tuple[type[Exception], ...]:
     """Return the roots of the errors that are said in one line; anything else is a defect of ours and shows a traceback."""
     from hpo.errors import SearchError
     from storage.errors import StorageError
+    from storage.patience import FAULTS
     from trainer.errors import TrainerError
 
-    return (SearchError, StorageError, TrainerError, OSError)
+    return (SearchError, StorageError, TrainerError, OSError, *FAULTS)
+
+
+def plain(error: Exception) -> Exception:
+    """Return *error*, or what it means where it is the database driver's."""
+    from storage.errors import DatabaseUnavailableError
+    from storage.patience import FAULTS, first_line
+
+    return DatabaseUnavailableError(first_line(error)) if isinstance(error, FAULTS) else error
 
 
 def exit_code(error: Exception) -> int:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import sqlalchemy as sa
 
+from storage.database import open_database
 from storage.private_server import PrivateServer
 from storage.server_home import known_state
 from tests.laboratory import Laboratory
@@ -40,17 +42,23 @@ def workers_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
         return []
 
 
-def kill_workers(launcher: subprocess.Popen[str], times: int, dice: random.Random, pause_s: tuple[float, float]) -> int:
-    """Kill a random worker with -9 so many times at random moments, as long as the search lasts; return how often."""
-    killed = 0
-    while killed < times and launcher.poll() is None:
-        time.sleep(dice.uniform(*pause_s))
-        running = workers_of(launcher)
-        if running:
-            victim = dice.choice(running)
-            victim.kill()
-            killed += 1
-    return killed
+def kill_workers(
+    laboratory: Laboratory, launcher: subprocess.Popen[str], times: int, epochs: int, dice: random.Random
+) -> None:
+    """
+    Kill a random worker with -9 so many times at random moments of a search that has so many epochs in all.
+
+    The moments follow the progress and not the clock, so that a fast machine is disturbed as often as a slow one.
+    """
+    with open_database(PrivateServer(laboratory.outputs).url, application_name="chaos").connect() as connection:
+        told = connection.execution_options(isolation_level="AUTOCOMMIT")
+        for moment in sorted(dice.sample(range(epochs * 9 // 10), times)):
+            while told.scalar(sa.text("select count(*) from mammography.epoch")) < moment:
+                assert launcher.poll() is None, "the search was over before the last kill"
+                time.sleep(0.05)
+            time.sleep(dice.uniform(0.0, 1.0))
+            wait_until(lambda: workers_of(launcher))
+            dice.choice(workers_of(launcher)).kill()
 
 
 def kill_database(laboratory: Laboratory) -> None:

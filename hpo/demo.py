@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from hpo.creation import create
+from hpo.live import opening_progress
 from hpo.study import DataPlace, Study
 from hpo.study_file import StudyFile
-from hpo.tables import opening_progress
 from storage import ledger
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree

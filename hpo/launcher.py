@@ -16,11 +16,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from hpo.live import live_status, opening_progress
 from hpo.settings import Settings, allowed_gpus, child_environment, mps_pipes
 from hpo.signals import Leave
 from hpo.status import Status, is_over, status, worker_name
 from hpo.study import DataPlace, Study, open_data
-from hpo.tables import live_status, opening_progress
 from storage import ledger
 from storage.errors import DatabaseUnavailableError
 from storage.heartbeat import GRACE_S, HEARTBEAT_S

@@ -19,13 +19,13 @@ from typing import Literal, Protocol
 
 Mode = Literal["off", "on", "auto"]
 
-_FEWEST_COMPLETE = 3
+_FEWEST_COMPLETE = 4
 """Complete trials before anything is compared with them."""
 _FEWEST_CURVES = 5
 """Curves before a quarter of them means anything."""
-_LEAST_CHANCES = 0.3
+_LEAST_CHANCES = 0.4
 """Least chance of becoming the best, over the folds together: the more of them, the more often a trial is looked at."""
-_PARTS_AUTO = 5
+_PARTS_AUTO = 3
 _PARTS_ON = 4
 _USUAL_SD = 0.05
 """What a spread is believed to be before any was seen. Folds of 65 images gave .045 to .048; larger ones have less, and until

@@ -33,7 +33,8 @@ def data_check(everywhere: Everywhere, /, *, as_json: bool, preview: Path | None
 
     config = checked(CheckConfig, given)
     stop = stop_on_signal()  # before a library starts threads of its own
-    from hpo.tables import archive_tables, opening_progress
+    from hpo.live import opening_progress
+    from hpo.tables import archive_tables
     from trainer.archive_check import check_archive
 
     with opening_progress(stderr()) as progress:

@@ -108,8 +108,9 @@ def replay(
     stop = stop_on_signal()  # before torch starts threads of its own
     tree, found = everywhere.study(name, "replay")
     from hpo import replay as replays  # loads torch: only for a study that exists
+    from hpo.comparison import compare
+    from hpo.live import opening_progress
     from hpo.study import DataPlace
-    from hpo.tables import opening_progress
 
     original = replays.recall(found, number)
     place = DataPlace.choose(found.file, tree, csv=csv, dicom_root=dicom_root, stop=stop)
@@ -122,7 +123,7 @@ def replay(
         click.echo(again.in_words())
         click.echo(str(again.folder))
         return DONE
-    comparison = replays.compare(original, again)
+    comparison = compare(original, again)
     click.echo("\n".join(comparison.in_words()))
     return DONE if comparison.equal else FAILED
 

@@ -60,9 +60,9 @@ def study_create(
         raise click.UsageError("--dry-run opens no database: it cannot look at the study of --from")
     stop = stop_on_signal()  # before a library starts threads of its own
     from hpo import study as studies
+    from hpo.live import opening_progress
     from hpo.study import DataPlace
     from hpo.study_file import read_study_file
-    from hpo.tables import opening_progress
 
     checked = read_study_file(file, overrides=_overrides(name, trials, csv, dicom_root))
     if dry_run:
@@ -84,8 +84,8 @@ def _say_cost(file: StudyFile, outputs: Path, stop: StopSignal) -> int:
     """Say what the study in *file* is and, as far as its data are here, what it would cost."""
     from hpo import estimate
     from hpo.errors import NoDataPlaceError
+    from hpo.live import opening_progress
     from hpo.study import DataPlace
-    from hpo.tables import opening_progress
     from storage.tree import OutputTree
 
     stdout().print(*estimate.describe(file), sep="\n", highlight=False)

@@ -31,7 +31,7 @@ def train_density(everywhere: Everywhere, /, resume: Path | None, **given: Any) 
     from hpo.signals import stop_on_signal
 
     stop = stop_on_signal()  # before torch starts threads of its own
-    from hpo.tables import opening_progress
+    from hpo.live import opening_progress
     from trainer import by_hand, run_record
 
     config = run_config(given) if resume is None else run_record.resumed_config(resume, given)
@@ -54,7 +54,7 @@ def embed(everywhere: Everywhere, /, **given: Any) -> int:
 
     config = checked(EmbedConfig, given)
     stop = stop_on_signal()  # before torch starts threads of its own
-    from hpo.tables import opening_progress
+    from hpo.live import opening_progress
     from trainer import pooled_features
 
     with opening_progress(stderr()) as progress:

@@ -59,8 +59,9 @@ def _watch(found: Study, *, as_json: bool) -> int:
 @contextmanager
 def _watching(*, as_json: bool) -> Iterator[Callable[[Status], None]]:
     """Give a function that shows a status: in a table on a terminal, in a line at every change elsewhere."""
+    from hpo.live import at_changes, live_status
     from hpo.status import events
-    from hpo.tables import at_changes, live_status, status_line
+    from hpo.tables import status_line
 
     if as_json:
         yield at_changes(lambda status: click.echo(status.model_dump_json()), events)

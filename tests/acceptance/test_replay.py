@@ -16,10 +16,11 @@ import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
+from hpo.comparison import Comparison, compare
 from hpo.creation import create
 from hpo.errors import NotTheStudysDataError
 from hpo.objective import Training, begin
-from hpo.replay import Comparison, compare, recall, replay
+from hpo.replay import recall, replay
 from hpo.station import Station, set_up_station
 from hpo.study import DataPlace, Study
 from hpo.study_file import StudyFile

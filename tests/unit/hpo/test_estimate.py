@@ -17,16 +17,15 @@ from rich.console import Console
 from hpo.estimate import (
     Estimate,
     Kind,
-    Speed,
     checkpoint_bytes,
     cost_tables,
     describe,
     epoch_seconds,
     forecast,
-    measure,
     trial_seconds,
 )
 from hpo.study_file import BudgetSection, StudyFile
+from hpo.timing import Speed, measure
 from tests.laboratory import Laboratory
 from trainer.config import TrainConfig
 from trainer.data.folds import Folds

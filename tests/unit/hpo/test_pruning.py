@@ -70,6 +70,14 @@ def test_nothing_is_given_up_with_too_little_to_compare(folds: Mode, epochs: Mod
 
 
 @pytest.mark.parametrize(("folds", "epochs"), COMBINATIONS)
+def test_enough_to_compare(folds: Mode, epochs: Mode) -> None:
+    """Three complete trials are too few, five are enough, for every rule."""
+    pruning = make_pruning(folds, epochs, n_folds=5, n_epochs=N_EPOCHS)
+    assert given_up(pruning, trial(9, [0.0] * 5), study(3)) is None
+    assert (given_up(pruning, trial(9, [0.0] * 5), study(5)) is None) == (folds == epochs == "off")
+
+
+@pytest.mark.parametrize(("folds", "epochs"), COMBINATIONS)
 def test_hopeless_trial(folds: Mode, epochs: Mode) -> None:
     """A trial near chance ends in its first fold where curves are looked at, else between folds, and never with both off."""
     pruning = make_pruning(folds, epochs, n_folds=5, n_epochs=N_EPOCHS)
@@ -111,12 +119,12 @@ def test_both_off() -> None:
 def test_looks() -> None:
     """A few a fold; the quarter goes in the first fold alone; never after the last epoch, whatever their number."""
     auto, on = (make_pruning("off", mode, n_folds=5, n_epochs=N_EPOCHS) for mode in ("auto", "on"))
-    assert [epoch for epoch in range(N_EPOCHS) if auto.looks_after_epoch(4, epoch)] == [2, 5, 8, 11]
+    assert [epoch for epoch in range(N_EPOCHS) if auto.looks_after_epoch(4, epoch)] == [4, 9]
     assert [epoch for epoch in range(N_EPOCHS) if on.looks_after_epoch(0, epoch)] == [3, 7, 11]
     assert not any(on.looks_after_epoch(1, epoch) for epoch in range(N_EPOCHS))
     for n_epochs in range(1, 40):
-        assert all(0 <= epoch < n_epochs - 1 for epoch in parts(n_epochs, 5))
-    assert parts(1, 5) == frozenset()
+        assert all(0 <= epoch < n_epochs - 1 for epoch in parts(n_epochs, 3))
+    assert parts(1, 3) == frozenset()
 
 
 @pytest.mark.parametrize("n_folds", [2, 3, 4, 5, 10])
@@ -174,15 +182,15 @@ def test_folds_trained_elsewhere_have_no_curves() -> None:
 
 
 def test_shorter_curves_say_nothing_of_what_may_still_come() -> None:
-    """Trials of 5 epochs do not end one of 15 in its fifth; trials of 10 may end it in its sixth."""
+    """Trials of 5 epochs or fewer never end one of 15, whose curve is first looked at after 5; trials of 10 do."""
     pruning = make_pruning("off", "auto", n_folds=5, n_epochs=N_EPOCHS)
     scores = [list(each.scores.values()) for each in study(12)]
     hopeless = trial(12, [0.02] * 5)
-    for n_epochs, expected in ((3, None), (5, (0, 2)), (10, (0, 2))):
+    for n_epochs, expected in ((3, None), (5, None), (10, (0, 4))):
         others = [trial(number, own, n_epochs=n_epochs) for number, own in enumerate(scores)]
         assert given_up(pruning, hopeless, others) == expected
     mixed = [trial(number, own, n_epochs=3 + number) for number, own in enumerate(scores)]
-    assert given_up(pruning, trial(12, [0.02] * 5, n_epochs=30), mixed) == (0, 2)
+    assert given_up(pruning, trial(12, [0.02] * 5, n_epochs=30), mixed) == (0, 4)
 
 
 @pytest.mark.parametrize(("folds", "epochs"), COMBINATIONS)

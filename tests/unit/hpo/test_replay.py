@@ -14,7 +14,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from hpo.replay import Comparison, Original, Replay, choose_device, compare, reasons
+from hpo.comparison import Comparison, compare, reasons
+from hpo.replay import Original, Replay, choose_device
 from hpo.study import Study
 from hpo.study_file import StudyFile
 from storage.ledger import PublishedFold, Registration

@@ -13,8 +13,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
+from hpo.live import at_changes, live_status
 from hpo.status import BestStatus, Status
-from hpo.tables import at_changes, duration, live_status, ranking_table, status_line, status_view, trials_frame
+from hpo.tables import duration, ranking_table, status_line, status_view, trials_frame
 from storage.ledger import Budget, Spending, WorkerState
 from storage.summaries import Effort
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 
 from hpo.errors import StudyFileError
 from hpo.study import DataPlace, Study, load, write_folder
@@ -52,6 +54,8 @@ def create(
         StudyFileError: A configuration of the space cannot be trained.
     """
     folder = tree.study(file.study)
+    if file.budget.deadline is not None and file.budget.deadline <= datetime.now(UTC):
+        raise StudyFileError(f"budget.deadline: {file.budget.deadline} is over: expected a moment in the future")
     check_networks(file)
     if ledger.registration(storage.engine, file.study) is not None:
         raise StudyExistsError(file.study)
@@ -67,6 +71,8 @@ def create(
     optuna_study = optuna.create_study(
         study_name=file.study, storage=storage.optuna, direction="maximize", load_if_exists=True
     )
+    if optuna_study.direction != StudyDirection.MAXIMIZE or optuna_study.get_trials(deepcopy=False):
+        raise StudyExistsError(file.study)  # of somebody else's making
     with storage.engine.begin() as connection:
         registered = ledger.register(
             connection,

@@ -110,7 +110,11 @@ class FloatDimension(Dimension):
         number = _number(value)
         if self.step is not None:
             steps = (number - self.low) / self.step
-            if abs(steps - round(steps)) < _OFF_GRID and 0 <= round(steps) < (self.count() or 0):
+            if (
+                math.isfinite(steps)
+                and abs(steps - round(steps)) < _OFF_GRID
+                and 0 <= round(steps) < (self.count() or 0)
+            ):
                 return self.value(round(steps))
         elif self.low <= number <= self.high:
             return number

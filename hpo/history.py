@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search_space import SearchSpace
 from storage.claims import canonical
@@ -51,8 +51,13 @@ def underway(trial: FrozenTrial, params: Mapping[str, Any], space: SearchSpace) 
 
 
 def taken(trials: Iterable[FrozenTrial], space: SearchSpace) -> set[str]:
-    """Return all configurations that *trials* have, or will have since they were asked for, as canonical texts."""
-    return {canonical(_as_written(trial.params or queued(trial), space)) for trial in trials}
+    """
+    Return all configurations that *trials* have, or will have since they were asked for, as canonical texts.
+
+    A failed one may be tried again where the failure was not its own; where it was, the database refuses it.
+    """
+    tried = (trial for trial in trials if trial.state != TrialState.FAIL)
+    return {canonical(_as_written(trial.params or queued(trial), space)) for trial in tried}
 
 
 def _as_written(params: Mapping[str, Any], space: SearchSpace) -> Mapping[str, Any]:

@@ -61,7 +61,11 @@ class Watched:
     process: subprocess.Popen[bytes] | None = None
     start_again_at: float = 0.0
     fruitless: int = 0
-    """Starts in a row that ended in an error before the process had finished an epoch."""
+    """Starts in a row that ended before the process had finished an epoch."""
+    errors: int = 0
+    """Of these, those that ended by themselves, in an error: being killed says nothing of the process."""
+    asked: bool = False
+    """Whether the process was asked to stop: a second time would mean at once."""
     advanced: bool = False
     """Whether the process has finished an epoch."""
     exit_code: int | None = None
@@ -167,7 +171,7 @@ class Launcher:
             return
         if watched.process is None:
             if time.monotonic() >= watched.start_again_at:
-                watched.process, watched.advanced = self._start(watched.slot), False
+                watched.process, watched.advanced, watched.asked = self._start(watched.slot), False, False
             return
         code = watched.process.poll()
         latest = current if code is None else self.look()  # a killed worker's claim still says how far it came
@@ -179,8 +183,9 @@ class Launcher:
             watched.exit_code = code
             return
         watched.fruitless = 0 if watched.advanced else watched.fruitless + 1
+        watched.errors = 0 if watched.advanced else watched.errors + (code > 0)
         last_words = self._last_words(watched.slot)
-        if watched.fruitless >= _FRUITLESS_STARTS:
+        if watched.errors >= _FRUITLESS_STARTS:
             watched.exit_code = 1
             logger.error("worker %d given up: %s", watched.slot.index, last_words, extra={"action": "worker_given_up"})
             return
@@ -214,11 +219,17 @@ class Launcher:
 
     def _wind_down(self) -> list[int]:
         """Ask the workers that still run to stop, and return their exit codes: they save and give their trials back."""
-        running = [watched.process for watched in self._watched if watched.process is not None]
-        for process in running:
-            process.send_signal(signal.SIGTERM)
+        self.ask()
         deadline = time.monotonic() + _OBEY_S
+        running = [watched.process for watched in self._watched if watched.process is not None]
         return [_wait_or_kill(process, deadline) for process in running]
+
+    def ask(self) -> None:
+        """Ask the workers that still run to stop, each once. Also for another thread, while this one waits for the database."""
+        for watched in self._watched:
+            if watched.process is not None and not watched.asked:
+                watched.asked = True
+                watched.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End the workers that still run at once. For another thread, at a second signal."""
@@ -299,7 +310,7 @@ def launch(
             repair=lambda: _repair(study, patience),
             stop=stop,
         )
-        leave.second = launcher.kill
+        leave.first, leave.second = launcher.ask, launcher.kill
         return launcher.run()
 
 

@@ -133,7 +133,7 @@ def _progress(fold: int, record: EpochRecord) -> Progress:
     return Progress(fold, record.epoch, record.balanced_acc_adj, record.seconds, record.images_per_second)
 
 
-def begin(station: Station, claim: Claim) -> Trial:
+def begin(station: Station, claim: Claim, attention: Attention) -> Trial:
     """
     Settle the parameters and what decides the bits, as the first attempt did, and make the attempt's folder.
 
@@ -151,7 +151,7 @@ def begin(station: Station, claim: Claim) -> Trial:
         space=study.space,
     )
     config = study.space.configure(params)
-    dataset, folds = station.data(config)
+    dataset, folds = station.data(config, attention)  # which shows life while they are decoded
     settled = station.claims.settle_resolution(
         claim, lambda: resolve(config, dataset, station.device, threads=station.threads).model_dump(mode="json")
     )
@@ -231,7 +231,7 @@ class Training:
     def train(self, claim: Claim, attention: Attention) -> Outcome:
         """Return how the trial ended. Raises what `hpo.verdict` has a meaning for."""
         self._trial = None
-        self._trial = begin(self.station, claim)
+        self._trial = begin(self.station, claim, attention)
         with log_to(self._trial.folder.log):
             result = train(self._trial, self._courses, attention)
         if result.value is None:

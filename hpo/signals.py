@@ -27,6 +27,8 @@ class Leave:
     """Done then, by another thread: it must not wait for the main one."""
     act_s: float = 2.0
     """How long that may take."""
+    first: Callable[[], None] | None = None
+    """Done at the first signal, at once."""
     second: Callable[[], None] | None = None
     """Done at the second signal."""
 
@@ -56,6 +58,8 @@ def stop_on_signal(leave: Leave | None = None) -> threading.Event:
         first = signal.sigwait(_STOPPING)
         logger.warning("%s: saving and stopping", signal.Signals(first).name, extra={"action": "stopping"})
         stop.set()
+        if leave is not None and leave.first is not None:
+            leave.first()
         if leave is not None and leave.within_s is not None:
             threading.Thread(target=leave.in_time, args=(leave.within_s,), name="leave", daemon=True).start()
         signal.sigwait(_STOPPING)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from optuna.trial import FrozenTrial
+from pydantic import Field
 
 from hpo import study as studies
 from hpo.study import Study
@@ -45,6 +46,8 @@ class Status(Record):
     seconds_left: float | None
     """Until the budget is spent, as the last trials and today's workers let expect; None where nothing can be said yet."""
     workers: list[WorkerState]
+    left_over: dict[str, int] = Field(default_factory=dict)
+    """Trials that were begun and that nobody works on now, by the kind of device that can go on with them."""
 
 
 def worker_name(pid: int) -> str:
@@ -80,6 +83,7 @@ def status(study: Study) -> Status:
         best=None if best is None else BestStatus(number=best.number, value=best.values[0], params=best.params),
         seconds_left=seconds_left(budget, study.trials, len(workers), datetime.now(UTC)),
         workers=workers,
+        left_over=ledger.left_over(study.storage.engine, study_id),
     )
 
 

@@ -14,6 +14,7 @@ from storage.errors import LimitError
 from storage.heartbeat import GRACE_S
 from storage.ledger import Budget
 
+_MOST_TRIALS = 10**9
 ASKED = "asked"
 """Why a study is stopped that somebody stopped."""
 
@@ -48,17 +49,24 @@ def extend(
     Raises:
         LimitError: It has no such limit, or its deadline is not earlier.
     """
-    engine, study_id = study.storage.engine, study.registration.study_id
-    budget = ledger.budget(engine, study_id)
-    has = {"trials": budget.asked, "hours": budget.hours, "gpu_hours": budget.gpu_hours, "deadline": budget.deadline}
+    now = budget(study)
+    has = {"trials": now.asked, "hours": now.hours, "gpu_hours": now.gpu_hours, "deadline": now.deadline}
     for limit, more in (("trials", trials), ("hours", hours), ("gpu_hours", gpu_hours), ("deadline", deadline)):
         if more is not None and has[limit] is None:
             others = ", ".join(name for name, asked in has.items() if asked is not None)
             raise LimitError(study.name, limit, f"there is no such limit to extend; it has {others or 'none'}")
-    if deadline is not None and budget.deadline is not None and deadline <= budget.deadline:
-        raise LimitError(study.name, "deadline", f"is {budget.deadline.isoformat()}; expected a later moment")
+    if trials is not None and now.asked is not None and now.asked + trials > _MOST_TRIALS:
+        raise LimitError(study.name, "trials", f"cannot be more than {_MOST_TRIALS}; there are {now.asked}")
+    if deadline is not None and now.deadline is not None and deadline <= now.deadline:
+        raise LimitError(study.name, "deadline", f"is {now.deadline.isoformat()}; expected a later moment")
+    engine, study_id = study.storage.engine, study.registration.study_id
     steering.extend(engine, study_id, trials=trials, hours=hours, gpu_hours=gpu_hours, deadline=deadline)
-    return ledger.budget(engine, study_id)
+    return budget(study)
+
+
+def budget(study: Study) -> Budget:
+    """Return a study's limits and what is spent of them."""
+    return ledger.budget(study.storage.engine, study.registration.study_id)
 
 
 def stop(study: Study) -> None:

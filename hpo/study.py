@@ -84,6 +84,10 @@ class DataPlace:
             raise NoDataPlaceError(f"study {file.study!r} does not say where its data are: give {missing}")
         return cls(chosen_csv, chosen_root, tree.root, tree.cache, file.data.selection(), stop)
 
+    def until(self, stop: StopSignal | None) -> DataPlace:
+        """Return the place with *stop* in place of its own signal, if there is one."""
+        return self if stop is None else dataclasses.replace(self, stop=stop)
+
     def check(self) -> None:
         """Refuse what is no label file, or no folder: said in a moment, and without what decoding needs. Raises InputError."""
         read_labels(self.csv, self.selection)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BeforeValidator, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -77,18 +77,28 @@ class PruningSection(Strict):
         return (self.by_folds, self.by_epochs) != ("off", "off")
 
 
+_MOST_HOURS = 10**6
+
+
+def _moment(value: Any) -> Any:
+    """Return *value* if it is a moment; a bare number is none, though it could be read as seconds since 1970."""
+    if isinstance(value, int | float):
+        raise ValueError("expected a moment with its zone, such as 2027-01-31 08:00:00+01:00")  # noqa: TRY004 - pydantic's
+    return value
+
+
 class BudgetSection(Strict):
     """When the search ends: at the first of these."""
 
-    trials: int | None = Field(None, ge=1, le=10**9)
+    trials: int | None = Field(None, ge=1, le=10**9, strict=True)
     """Trials that finish: complete, pruned, or failed by their own fault."""
-    hours: float | None = Field(None, gt=0)
+    hours: float | None = Field(None, gt=0, le=_MOST_HOURS)
     """Hours in which at least one worker is at work; no trial begins afterwards."""
-    gpu_hours: float | None = Field(None, gt=0)
+    gpu_hours: float | None = Field(None, gt=0, le=_MOST_HOURS)
     """Hours that workers hold GPUs, all workers together; no trial begins afterwards."""
-    deadline: AwareDatetime | None = None
+    deadline: Annotated[AwareDatetime, BeforeValidator(_moment)] | None = None
     """No trial begins after this moment, such as 2027-01-31 08:00:00+01:00."""
-    plateau: int | None = Field(None, ge=2)
+    plateau: int | None = Field(None, ge=2, strict=True)
     """No trial begins after so many in a row without an improvement beyond the noise of the folds."""
 
     @model_validator(mode="after")
@@ -118,7 +128,7 @@ class StudyFile(Strict):
 
     study: str
     """Its name, which is also its folder's."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**32)
     """Seed of the folds, the proposals and the training."""
     data: DataSection = DataSection()
     cv: CrossValidationSection = CrossValidationSection()

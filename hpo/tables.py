@@ -24,33 +24,36 @@ if TYPE_CHECKING:
 _ORDER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
 
 
-def ranking_table(trials: Sequence[FrozenTrial], title: str, width: int) -> Table:
+def ranking_table(trials: Sequence[FrozenTrial], best_first: Sequence[FrozenTrial], title: str, width: int) -> Table:
     """
-    Return the trials, the best first and those without a value last, with their fold scores and parameters.
+    Return the trials, first those that have a rank, the *best first*, with their fold scores and parameters.
 
     The parameters have a column each where so many characters *width* are enough for it, and share one elsewhere.
     """
-    ranked = sorted(
-        trials,
-        key=lambda trial: (_ORDER.index(trial.state), -(trial.value if trial.value is not None else 0), trial.number),
+    numbers = {trial.number for trial in best_first}
+    others = sorted(
+        (trial for trial in trials if trial.number not in numbers),
+        key=lambda trial: (_ORDER.index(trial.state), trial.number),
     )
-    table = _ranking(ranked, title, {name: [trial.params.get(name) for trial in ranked] for name in _names(ranked)})
+    shown = [*best_first, *others]
+    columns = {name: [trial.params.get(name) for trial in shown] for name in _names(shown)}
+    table = _ranking(shown, len(best_first), title, columns)
     if _width(table) <= width:
         return table
-    return _ranking(ranked, title, {"parameters": [_in_words(trial.params) for trial in ranked]})
+    return _ranking(shown, len(best_first), title, {"parameters": [_in_words(trial.params) for trial in shown]})
 
 
-def _ranking(ranked: Sequence[FrozenTrial], title: str, columns: Mapping[str, Sequence[object]]) -> Table:
-    """Return a table of trials in their order, with these *columns* beside what every trial has."""
+def _ranking(shown: Sequence[FrozenTrial], ranked: int, title: str, columns: Mapping[str, Sequence[object]]) -> Table:
+    """Return a table of trials in their order, the first of which have a rank, with *columns* beside what every trial has."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
     for heading in ("rank", "trial", "value"):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("folds", *columns):
         table.add_column(heading, overflow="fold")
-    for index, trial in enumerate(ranked):
+    for index, trial in enumerate(shown):
         complete = trial.state == TrialState.COMPLETE
         table.add_row(
-            str(index + 1) if complete else "",
+            str(index + 1) if index < ranked else "",
             str(trial.number),
             _number(trial.value) if complete else trial.state.name.lower(),
             " ".join(_number(score) for _, score in sorted(trial.intermediate_values.items())),
@@ -87,6 +90,9 @@ def status_view(status: Status, now: datetime) -> Group:
         facts.add_row("deadline", _moment(budget.deadline))
     if budget.stop_reason is not None:
         facts.add_row("stopped", budget.stop_reason)
+    if status.left_over:
+        waiting = ", ".join(f"{count} for a worker on {kind}" for kind, count in status.left_over.items())
+        facts.add_row("left over", f"trials under way that wait: {waiting}")
     if status.best is not None:
         best = status.best
         facts.add_row("best", f"{_number(best.value)} in trial {best.number}: {_in_words(best.params)}")

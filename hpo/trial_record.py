@@ -60,19 +60,22 @@ def complete_folder(station: Station, trial: FrozenTrial) -> None:
     """
     Complete the folder of a finished trial: its last attempt's files in their place, and its record.
 
-    Nothing is done where nothing is missing, nor for a trial of another study, whose files are there.
+    Nothing is done where nothing is missing, nor for a trial that no worker of ours has attempted: another study's, whose files
+    are there, or a script's.
     """
     study = station.study
     folder = study.folder.trial(trial.number)
-    if "from" in trial.user_attrs or (folder.record.exists() and not folder.unpromoted()):
+    if folder.record.exists() and not folder.unpromoted():
         return
     engine, trial_id = study.storage.engine, trial._trial_id  # noqa: SLF001 - Optuna has no public name for it
-    attempts = ledger.attempts(engine, trial_id)
-    published = ledger.published_folds(engine, trial_id)
+    read = station.claims.patience.call
+    attempts = read(ledger.attempts, engine, trial_id)
+    if not attempts or (trial.params and not study.space.contains(trial.params)):
+        return
+    published = read(ledger.published_folds, engine, trial_id)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.settle_folds({fold: publication.token for fold, publication in published.items()})
-    if attempts:
-        folder.promote(attempts[-1].token)
+    folder.promote(attempts[-1].token)
     if folder.record.exists():
         return
     record = _record(
@@ -82,7 +85,7 @@ def complete_folder(station: Station, trial: FrozenTrial) -> None:
         value=trial.value,
         reason=trial.user_attrs.get("reason"),
         params=trial.params,
-        resolution=ledger.resolution(engine, trial_id),
+        resolution=read(ledger.resolution, engine, trial_id),
         attempts=attempts,
         published=published,
         finished_at=None if trial.datetime_complete is None else trial.datetime_complete.astimezone(UTC),

@@ -80,15 +80,6 @@ class Inheritance:
         return f"from {self.source}: no scores ({why}); {queued}"
 
 
-def start_from(study: Study, source: Study, tree: OutputTree) -> Inheritance:
-    """
-    Give *study* the trials of *source* that are its own experiment; where there are none, queue the best configurations of it.
-
-    May be called again after a crash: what is here already is left as it is.
-    """
-    return queue_best(study, source, take_over(study, source, tree))
-
-
 def take_over(study: Study, source: Study, tree: OutputTree) -> Inheritance:
     """Add the trials of *source* that are trials of *study* too, with their scores and their records; return what was taken."""
     other = _other_experiment(study, source)

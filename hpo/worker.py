@@ -26,6 +26,8 @@ from storage.heartbeat import HEARTBEAT_S, Heartbeat
 logger = logging.getLogger(__name__)
 
 _IDLE_S = 1.0
+_NEIGHBOURS_S = 20.0
+"""How long the other workers of a GPU are given to need less of its memory."""
 _SAME_DEFECTS = 3
 _HUNG_EXIT = 1
 
@@ -107,6 +109,7 @@ class Worker:
     """Whether no other worker shares the device."""
     tolerance: Tolerance = field(default_factory=Tolerance)
     _claim: Claim | None = None
+    _said_waiting: bool = False
     _defects: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> Idle | None:
@@ -126,13 +129,22 @@ class Worker:
                     return found
                 else:
                     self.work.tidy()
-                    if found is not Idle.WAIT:
+                    if found not in {Idle.WAIT, Idle.OTHER_DEVICE}:
                         return found
+                    self._say_waiting(found)
                     self.stop.wait(_IDLE_S)
         except DatabaseUnavailableError:
             if not self.stop.is_set():  # else it was asked to stop while it waited, and what was saved is saved
                 raise
         return None
+
+    def _say_waiting(self, why: Idle) -> None:
+        if why is Idle.OTHER_DEVICE and not self._said_waiting:
+            logger.warning(
+                "nobody works on the last trials, which were begun on another kind of device: waiting for such a worker",
+                extra={"action": "waiting_for_device"},
+            )
+        self._said_waiting = why is Idle.OTHER_DEVICE
 
     def give_back(self) -> None:
         """Queue the trial under way again at once. For another thread, when the main one does not come to it in time."""
@@ -196,21 +208,36 @@ class Worker:
             # What went wrong here may well be that the successor removed our folder: no reason to leave.
             _say_lost(claim, taken_over)
             return
-        except OSError:  # the disk that failed the trial takes no record of it either
-            self.claims.release(claim)
-            raise
+        except OSError as worse:  # the disk that failed the trial takes no record of it either
+            self._leave(claim, worse)
+            return
         if meaning.worker is ForWorker.LEAVE:
             raise error
         if meaning.worker is ForWorker.THIRD_TIME:
             self._count_defect(error)
+        else:
+            self._defects.clear()
+
+    def _leave(self, claim: Claim, error: OSError) -> None:
+        """Give the trial back and raise *error*, unless the trial is somebody else's, which may well be its reason."""
+        try:
+            self.claims.release(claim, Ending.LEFT)
+        except TakenOverError as taken_over:
+            _say_lost(claim, taken_over)
+            return
+        raise error
 
     def _conclude(self, claim: Claim, what: ForTrial, error: Exception) -> None:
         """Give the trial the end that *error* has earned it. Raises TakenOverError."""
         if what is ForTrial.UNTOUCHED:
             _say_lost(claim, error)
-        elif what in {ForTrial.RELEASE, ForTrial.UNLUCKY}:
-            self.claims.release(claim, died=what is ForTrial.UNLUCKY)
+        elif what is ForTrial.RELEASE:
+            self.claims.release(claim, Ending.STOPPED if self.stop.is_set() else Ending.LEFT)
             logger.info("trial %d given back: %s", claim.number, error, extra={"action": "released"})
+        elif what is ForTrial.UNLUCKY:
+            self.claims.release(claim, Ending.LEFT, died=True, reason=str(error))
+            logger.info("trial %d given back: %s", claim.number, error, extra={"action": "released"})
+            self.stop.wait(_NEIGHBOURS_S)
         elif what is ForTrial.PRUNED:
             self._finish(claim, Outcome(Ending.PRUNED, reason=str(error)))
         else:

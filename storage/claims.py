@@ -10,6 +10,7 @@ twice. The SQL is in `storage/sql/`.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from optuna.trial import TrialState
 from storage.errors import TakenOverError
 from storage.patience import Patience
 from storage.record import File
+
+logger = logging.getLogger(__name__)
 
 _PROGRESS = ":fold, :epoch, :score, :seconds, :images_per_second"
 
@@ -44,6 +47,8 @@ class Idle(StrEnum):
 
     WAIT = "wait"
     """Others still work on the last trials; one of them may yet become free."""
+    OTHER_DEVICE = "device"
+    """The last trials were begun on another kind of device, and nobody works on them."""
     SPENT = "spent"
     """The budget is spent and every trial finished."""
     EXHAUSTED = "exhausted"
@@ -61,7 +66,9 @@ class Ending(StrEnum):
     PRUNED = "pruned"
     FAIL = "fail"
     STOPPED = "stopped"
-    """Asked to stop, or given up by a worker that cannot go on: the trial is free for another attempt."""
+    """Asked to stop: the trial is free for another attempt."""
+    LEFT = "left"
+    """Its worker could not go on, for a reason that need not be the trial's."""
     HUNG = "hung"
     """Given up by its own worker, since it did not advance any more."""
     LOST = "lost"
@@ -111,26 +118,29 @@ class Claims:
 
     def claim(self) -> Claim | Idle:
         """Claim a trial: one that is free before a new one, and a new one only within the budget."""
-        token = str(uuid.uuid4())
+        while (claimed := self.patience.call(self._claim, str(uuid.uuid4()))) is None:
+            logger.warning("a claim was lost before its answer arrived", extra={"action": "claim_lost"})
+        return claimed
 
-        def claim() -> Claim | Idle:
-            outcome, trial_id, number, attempt = self._row(
-                "select outcome, trial, trial_number, attempt_number from mammography.claim_trial(:study, :token,"
-                " :worker, :device, :kind, :gpus, cast(:environment as jsonb), make_interval(secs => :grace), :repair)",
-                study=self.study_id,
-                token=token,
-                worker=self.worker,
-                device=self.device,
-                kind=self.device_kind,
-                gpus=self.gpus,
-                environment=json.dumps(dict(self.environment)),
-                grace=self.grace_s,
-                # Who was cut off a moment ago does not judge the others: they may have been cut off as well.
-                repair=self.patience.undisturbed_for(self.grace_s),
-            )
-            return Claim(trial_id, number, token, attempt) if outcome == "claimed" else Idle(outcome)
-
-        return self.patience.call(claim)
+    def _claim(self, token: str) -> Claim | Idle | None:
+        """Claim a trial under *token*; return None if one was claimed under it before, and lost."""
+        outcome, trial_id, number, attempt = self._row(
+            "select outcome, trial, trial_number, attempt_number from mammography.claim_trial(:study, :token,"
+            " :worker, :device, :kind, :gpus, cast(:environment as jsonb), make_interval(secs => :grace), :repair)",
+            study=self.study_id,
+            token=token,
+            worker=self.worker,
+            device=self.device,
+            kind=self.device_kind,
+            gpus=self.gpus,
+            environment=json.dumps(dict(self.environment)),
+            grace=self.grace_s,
+            # Who was cut off a moment ago does not judge the others: they may have been cut off as well.
+            repair=self.patience.undisturbed_for(self.grace_s),
+        )
+        if outcome == "lost":
+            return None
+        return Claim(trial_id, number, token, attempt) if outcome == "claimed" else Idle(outcome)
 
     def _row(self, statement: str, **values: Any) -> tuple[Any, ...]:
         """Return the one row of a statement that is a transaction of its own: no lock outlives it, whatever becomes of us."""
@@ -243,20 +253,23 @@ class Claims:
             ending=ending,
             state=ending.state.name,
             value=value,
-            attributes=json.dumps(dict(attributes)),
+            attributes=json.dumps(dict(attributes)).replace("\\u0000", ""),  # which PostgreSQL cannot store
             spends=spends_budget,
         )
 
-    def release(self, claim: Claim, ending: Ending = Ending.STOPPED, *, died: bool = False) -> None:
+    def release(
+        self, claim: Claim, ending: Ending = Ending.STOPPED, *, died: bool = False, reason: str | None = None
+    ) -> None:
         """
         Give an unfinished trial back, so that another worker takes it up at once.
 
-        With *died* the attempt counts like one whose worker died: after three in a row without an epoch the trial fails.
+        With *died* the attempt counts like one whose worker died: after three in a row without an epoch the trial fails, with
+        this *reason*.
 
         Raises:
             TakenOverError: The claim is somebody else's by now.
         """
-        self._held(claim, "release", ":ending, :died", ending=ending, died=died)
+        self._held(claim, "release", ":ending, :died, :reason", ending=ending, died=died, reason=reason)
 
 
 def canonical(params: Mapping[str, Any]) -> str:

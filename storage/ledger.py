@@ -214,6 +214,21 @@ def workers(engine: sa.Engine, study_id: int, grace_s: float) -> list[WorkerStat
         return [WorkerState.model_validate(dict(row)) for row in rows.mappings()]
 
 
+def left_over(engine: sa.Engine, study_id: int) -> dict[str, int]:
+    """Return how many trials were begun and are nobody's now, by the kind of device that can go on with them."""
+    with engine.connect() as connection:
+        rows = connection.execute(
+            sa.text(
+                "select c.device_kind, count(*) as trials from mammography.claim c join trials t using (trial_id)"
+                " where c.study_id = :study and t.state = 'RUNNING' and c.token is null and c.device_kind is not null"
+                " and t.trial_id > (select trial_id from mammography.settled where study_id = :study)"
+                " group by c.device_kind order by c.device_kind"
+            ),
+            {"study": study_id},
+        )
+        return {row.device_kind: row.trials for row in rows}
+
+
 def attempts(engine: sa.Engine, trial_id: int) -> list[Attempt]:
     """Return the attempts at a trial, the first one first."""
     with engine.connect() as connection:

@@ -64,7 +64,7 @@ class Patience:
             DatabaseUnavailableError: The database was away for longer than the patience, or until the stop.
         """
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(FAULTS),
+            retry=tenacity.retry_if_exception(is_fault),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=10.0),
             stop=tenacity.stop_any(tenacity.stop_after_delay(self.seconds), tenacity.stop_when_event_set(self.stop)),
             sleep=tenacity.sleep_using_event(self.stop),
@@ -74,7 +74,9 @@ class Patience:
         began = time.monotonic()
         try:
             return retrying(function, *args, **kwargs)
-        except FAULTS as error:
+        except (*FAULTS, sa.exc.DBAPIError) as error:
+            if not is_fault(error):
+                raise
             raise DatabaseUnavailableError(first_line(error)) from error
         finally:
             if time.monotonic() - began > _SLOW_S:
@@ -86,6 +88,11 @@ class Patience:
         logger.warning(
             "database away, attempt %d: %s", state.attempt_number, first_line(error), extra={"action": "database_away"}
         )
+
+
+def is_fault(error: BaseException) -> bool:
+    """Return whether *error* is the way to the database, and not what was asked of it."""
+    return isinstance(error, FAULTS) or (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated)
 
 
 def first_line(error: BaseException | None) -> str:

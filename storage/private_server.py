@@ -34,8 +34,8 @@ _RETRY_S = 20.0
 """How long the leftovers of a killed server may take to go."""
 _SOCKET_PATH_BYTES = 100
 """A socket's path holds 107 bytes on Linux and 103 on macOS."""
-_NOT_YET = "the database system is"
-"""Begins every answer of a server that is starting, recovering, or shutting down."""
+_NOT_YET = ("the database system is", "server closed the connection unexpectedly")
+"""What a server answers that is starting, recovering, or shutting down, or of which a killed one's last process answers."""
 
 _SETTINGS = """\
 listen_addresses = ''
@@ -44,6 +44,7 @@ unix_socket_directories = '{socket_folder}'
 unix_socket_permissions = 0700
 max_connections = 200
 shared_buffers = 64MB
+idle_in_transaction_session_timeout = 10s
 timezone = 'UTC'
 log_timezone = 'UTC'
 """
@@ -192,7 +193,7 @@ def _await_answer(url: URL) -> None:
                 host=url.query["host"], port=PORT, user=ROLE, dbname=DATABASE, connect_timeout=SERVER_TIMEOUT_S
             ).close()
         except psycopg2.OperationalError as error:
-            if _NOT_YET not in str(error) or time.monotonic() > deadline:
+            if not any(each in str(error) for each in _NOT_YET) or time.monotonic() > deadline:
                 raise PrivateServerError(f"the private server does not answer: {_telling_line(str(error))}") from error
             time.sleep(0.1)
         else:

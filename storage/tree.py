@@ -18,7 +18,9 @@ from storage.errors import FolderVanishedError, StudyFolderError, StudyNameError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _RESERVED = {"cache", "train"}
-_CONTINUED_FROM = ("last_model.pth", "best_model.pth")
+_LAST = "last_model.pth"
+_CONTINUED_FROM = ("best_model.pth", _LAST)
+"""In this order: who still writes there may replace both in between, and a last one that is newer says what the best one is."""
 _ATTEMPT = ".attempt-"
 _LOG = "run.log"
 
@@ -126,9 +128,11 @@ class TrialFolder:
             if place.is_dir():
                 continue
             trained = self.attempt_path(token) / place.name
-            if not trained.is_dir():
-                raise FolderVanishedError(place)
-            trained.rename(place)
+            try:
+                trained.rename(place)
+            except OSError as error:
+                if not place.is_dir():  # else its publisher, or another worker, did so at the same moment
+                    raise FolderVanishedError(place) from error
 
     def promote(self, token: str) -> None:
         """
@@ -195,7 +199,7 @@ class AttemptFolder:
         making.mkdir()
         for token in reversed(self.earlier):
             before = self.trial.attempt_path(token) / folder.name
-            if (before / _CONTINUED_FROM[0]).is_file():
+            if (before / _LAST).is_file():
                 for name in (*_CONTINUED_FROM, *(path.name for path in before.glob("checkpoint_epoch_*.pth"))):
                     if (before / name).is_file():
                         shutil.copyfile(before / name, making / name)

@@ -351,7 +351,7 @@ class CheckConfig(PreprocessingConfig, ArchiveConfig):
     """Where decoded images are kept; with disk a run with the same settings finds them."""
     cv_folds: int | None = Field(None, ge=2)
     """Also see whether so many folds can be made of it."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**32)
     """Seed of these folds."""
 
 
@@ -360,7 +360,7 @@ class RunConfig(TrainConfig, ByHandConfig):
 
     micro_batch: int | None = Field(None, ge=2)
     """Images that go through the network at once; a larger batch is split. When absent, the batch, or what fits of it."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**32)
     """Seed of the folds, the network's start and everything random."""
     trial: int = Field(0, ge=0)
     """Number of the trial whose training seeds are used: with a study's seed, folds and fields, its result comes out again."""

@@ -39,6 +39,7 @@ def study_best(everywhere: Everywhere, /, name: str, *, as_json: bool) -> int:
 @click.pass_obj
 def study_trials(everywhere: Everywhere, /, name: str, csv: Path | None) -> int:
     """Show the trials of study NAME, the best first."""
+    from hpo import study as studies
     from hpo.tables import ranking_table, trials_frame
     from storage.summaries import efforts
 
@@ -46,7 +47,7 @@ def study_trials(everywhere: Everywhere, /, name: str, csv: Path | None) -> int:
     trials = found.trials
     if csv is None:
         console = stdout()
-        console.print(ranking_table(trials, name, console.width))
+        console.print(ranking_table(trials, studies.ranking(found), name, console.width))
     else:
         effort_of = efforts(found.storage.engine, found.registration.study_id)
         trials_frame(trials, effort_of).to_csv(csv, index=False)

@@ -227,7 +227,7 @@ def demo(everywhere: Everywhere, /, trials: int, workers: int, patients: int) ->
             return code
         best = studies.best_trial(shown)
         console, title = stdout(), f"{shown.name}: balanced accuracy adjusted for chance"
-        console.print(ranking_table(shown.trials, title, console.width))
+        console.print(ranking_table(shown.trials, studies.ranking(shown), title, console.width))
     finally:
         if ours:  # the dashboard starts it again; nothing is left running that was not
             storage.engine.dispose()

@@ -79,14 +79,14 @@ def study_enqueue(everywhere: Everywhere, /, name: str, assignments: tuple[str, 
 @everywhere
 @click.pass_obj
 def study_extend(everywhere: Everywhere, /, name: str, **more: Any) -> int:
-    """Give study NAME more to do, of what it has a limit of; one that was stopped goes on."""
+    """Give study NAME more to do, of what it has a limit of; one that was stopped goes on, also with nothing more."""
     from hpo import steering
     from hpo.plateau import plateaued
     from hpo.tables import budget_line
 
-    if all(each is None for each in more.values()):
-        raise click.UsageError("expected at least one of --trials, --hours, --gpu-hours and --deadline")
     _, found = everywhere.study(name, "study")
+    if all(each is None for each in more.values()) and steering.budget(found).stop_reason is None:
+        raise click.UsageError("expected at least one of --trials, --hours, --gpu-hours and --deadline")
     budget = steering.extend(found, **more)
     click.echo(f"{name}: {budget_line(budget)}")
     plateau = found.file.budget.plateau

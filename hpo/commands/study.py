@@ -86,8 +86,9 @@ def _say_cost(file: StudyFile, outputs: Path, stop: StopSignal) -> int:
     from hpo.errors import NoDataPlaceError
     from hpo.live import opening_progress
     from hpo.study import DataPlace
-    from storage.tree import OutputTree
+    from storage.tree import OutputTree, check_study_name
 
+    check_study_name(file.study)
     stdout().print(*estimate.describe(file), sep="\n", highlight=False)
     try:
         place = DataPlace.choose(file, OutputTree(outputs), csv=None, dicom_root=None, stop=stop)

@@ -21,8 +21,12 @@ begin
 end $$;
 
 -- End an attempt and let its claim go. Called with the claim locked.
--- p_died: the trial's worker died or gave up; after three such attempts in a row without an epoch the trial fails for good.
-create function mammography.let_go(p_trial int, p_token uuid, p_ending text, p_at timestamptz, p_died boolean)
+-- p_died: the trial's worker died or gave up; after three such attempts in a row without an epoch the trial fails for good,
+-- with p_reason.
+create function mammography.let_go(
+    p_trial int, p_token uuid, p_ending text, p_at timestamptz, p_died boolean,
+    p_reason text default 'three attempts in a row died without finishing an epoch'
+)
 returns void language plpgsql as $$
 declare
     v_barren int;
@@ -41,7 +45,7 @@ begin
         update trials set state = 'FAIL', datetime_complete = timezone('utc', clock_timestamp())
         where trial_id = p_trial and state = 'RUNNING';
         insert into trial_user_attributes (trial_id, key, value_json)
-        values (p_trial, 'reason', '"three attempts in a row died without finishing an epoch"')
+        values (p_trial, 'reason', to_json(p_reason)::text)
         on conflict (trial_id, key) do nothing;
     end if;
 end $$;
@@ -161,12 +165,15 @@ begin
 end $$;
 
 -- Give an unfinished trial back: another worker may take it up at once.
-create function mammography.release(p_trial int, p_token uuid, p_ending text, p_died boolean)
+create function mammography.release(p_trial int, p_token uuid, p_ending text, p_died boolean, p_reason text)
 returns boolean language plpgsql as $$
 begin
     if not mammography.holds(p_trial, p_token) then
         return exists (select from mammography.attempt where token = p_token and ending = p_ending);
     end if;
-    perform mammography.let_go(p_trial, p_token, p_ending, clock_timestamp(), p_died);
+    perform mammography.let_go(
+        p_trial, p_token, p_ending, clock_timestamp(), p_died,
+        coalesce(p_reason, 'three attempts in a row died without finishing an epoch')
+    );
     return true;
 end $$;

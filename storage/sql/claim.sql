@@ -4,6 +4,7 @@ create function mammography.repair(p_study int, p_grace interval) returns void l
 declare
     lost record;
     orphan record;
+    anew int;
     settled int;
 begin
     for lost in
@@ -17,7 +18,8 @@ begin
     end loop;
 
     -- A trial that a script of Optuna's own began, and of which nothing was heard for a grace period. Such a script dies
-    -- between its writes, and what it has written is half a configuration: it is proposed anew, under the same number.
+    -- between its writes, and what it has written is half a configuration: it is proposed anew, under the same number. But in
+    -- another row, so that a script which was only slow finds its trial gone and cannot tell a value of other parameters.
     select trial_id into settled from mammography.settled where study_id = p_study;
     for orphan in
         select t.trial_id from trials t
@@ -29,9 +31,17 @@ begin
               ) + p_grace < clock_timestamp()
         for update skip locked
     loop
+        insert into trials (number, study_id, state, datetime_start)
+        select number, study_id, 'RUNNING', datetime_start from trials where trial_id = orphan.trial_id
+        returning trial_id into anew;
+        update trial_system_attributes set trial_id = anew where trial_id = orphan.trial_id;
+        update trial_user_attributes set trial_id = anew where trial_id = orphan.trial_id;
         delete from trial_params where trial_id = orphan.trial_id;
+        delete from trial_values where trial_id = orphan.trial_id;
         delete from trial_intermediate_values where trial_id = orphan.trial_id;
-        insert into mammography.claim (trial_id, study_id) values (orphan.trial_id, p_study);
+        delete from trial_heartbeats where trial_id = orphan.trial_id;
+        delete from trials where trial_id = orphan.trial_id;
+        insert into mammography.claim (trial_id, study_id) values (anew, p_study);
     end loop;
 end $$;
 
@@ -46,8 +56,10 @@ end $$;
 
 -- Claim a trial of a study for a new attempt: repair, count, and take up or create, in one call under one lock.
 -- p_repair: false for a worker that was cut off a moment ago itself, since everybody else may have been too.
--- outcome: claimed; wait (others still work on the last trials); else why nothing will ever come: spent, exhausted,
--- stopped, deleted
+-- A trial that three workers had to leave over is taken up last: what they could not do, this one may not be able to either.
+-- outcome: claimed; lost (this very token was given a trial, and lost it before the answer arrived); wait (others still work
+-- on the last trials); device (what is left was begun on another kind of device); else why nothing will ever come: spent,
+-- exhausted, stopped, deleted
 create function mammography.claim_trial(
     p_study int, p_token uuid, p_worker text, p_device text, p_device_kind text, p_gpus double precision,
     p_environment jsonb, p_grace interval, p_repair boolean,
@@ -55,12 +67,17 @@ create function mammography.claim_trial(
 ) language plpgsql as $$
 declare
     settled int;
+    left_by int;
+    limit_reached text;
 begin
     select c.trial_id, t.number, a.number into trial, trial_number, attempt_number
     from mammography.attempt a join mammography.claim c using (token) join trials t on t.trial_id = c.trial_id
     where a.token = p_token;
     if found then  -- the answer to an earlier call was lost
         outcome := 'claimed';
+        return;
+    elsif exists (select from mammography.attempt a where a.token = p_token) then
+        outcome := 'lost';
         return;
     end if;
 
@@ -75,18 +92,25 @@ begin
     perform mammography.settle(p_study);
 
     select trial_id into settled from mammography.settled where study_id = p_study;
-    select t.trial_id, t.number into trial, trial_number
+    select t.trial_id, t.number, left_over.times into trial, trial_number, left_by
     from trials t join mammography.claim c using (trial_id)
+    cross join lateral (
+        select count(*) as times from mammography.attempt a where a.trial_id = t.trial_id and a.ending = 'left'
+    ) left_over
     where t.study_id = p_study and t.trial_id > settled and t.state = 'RUNNING' and c.token is null
       and (c.device_kind is null or c.device_kind = p_device_kind)
-    order by t.trial_id limit 1;
+    order by left_over.times >= 3, t.trial_id limit 1;
+    limit_reached := mammography.limit_reached(p_study);
 
-    if trial is null then
-        outcome := mammography.limit_reached(p_study);
-        if outcome is not null then
-            if exists (select from trials t where t.study_id = p_study and t.trial_id > settled and t.state = 'RUNNING') then
-                outcome := 'wait';
-            end if;
+    if trial is null or (left_by >= 3 and limit_reached is null) then
+        if limit_reached is not null then
+            select case
+                when count(*) = 0 then limit_reached
+                when count(*) filter (where c.token is not null or c.device_kind is null) = 0 then 'device'
+                else 'wait'
+            end into outcome
+            from trials t left join mammography.claim c using (trial_id)
+            where t.study_id = p_study and t.trial_id > settled and t.state = 'RUNNING';
             return;
         end if;
         select t.trial_id, t.number into trial, trial_number from trials t

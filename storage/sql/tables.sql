@@ -63,7 +63,7 @@ create table mammography.attempt (
     environment jsonb not null,          -- versions and commit that it runs with
     started_at  timestamptz not null default clock_timestamp(),
     ended_at    timestamptz,
-    ending      text,                    -- complete, pruned, fail, stopped, hung, lost
+    ending      text,                    -- complete, pruned, fail, stopped, left, hung, lost
     primary key (trial_id, number)
 );
 

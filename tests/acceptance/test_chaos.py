@@ -27,6 +27,7 @@ from tests.chaos import (
     STUDY,
     attempts_of,
     check_exact,
+    epochs_told,
     finish,
     frozen,
     kill_database,
@@ -62,38 +63,41 @@ def test_killed_workers(laboratory: Laboratory, trials: int, workers: int, kills
     ("trials", "times"), [pytest.param(2, 2), pytest.param(12, 10, marks=[full, pytest.mark.timeout(3000)])]
 )
 def test_killed_database(laboratory: Laboratory, trials: int, times: int) -> None:
-    """The server dies and comes back: no worker ends, nothing is lost, nothing is done twice."""
+    """The server dies and comes back: no worker ends, nothing is lost, nothing is done twice, and the numbers are the same."""
     laboratory.study(STUDY.replace("TRIALS", str(trials)))
     launcher = laboratory.start("launch", "small", "--workers", 2)
     wait_until(lambda: attempts_of(laboratory))
-    first = {worker.pid for worker in workers_of(launcher)}
-    for _ in range(times):
-        time.sleep(DICE.uniform(1.0, 4.0))
-        if launcher.poll() is None:
-            kill_database(laboratory)
-            assert {worker.pid for worker in workers_of(launcher)} <= first
+    for moment in sorted(DICE.sample(range(trials * 3 * 6 * 8 // 10), times)):
+        wait_until(lambda moment=moment: epochs_told(laboratory) >= moment)  # type: ignore[misc]
+        assert launcher.poll() is None, "the search was over before the last kill"
+        time.sleep(DICE.uniform(0.0, 0.5))
+        kill_database(laboratory)
     said = finish(launcher, 2400)
     assert "ended (" not in said, "no worker ended"
     check_exact(laboratory, trials)
+    assert numbers(laboratory) == undisturbed(laboratory, trials, 2)
 
 
 @full
 @pytest.mark.timeout(3000)
 def test_frozen_workers(laboratory: Laboratory) -> None:
     """Ten times a worker is frozen for longer than the grace period and then goes on: nothing of its late work counts."""
-    laboratory.study(STUDY.replace("TRIALS", "60").replace("epochs: 6", "epochs: 6"))
+    laboratory.study(STUDY.replace("TRIALS", "1000"))
     launcher = laboratory.start("launch", "small", "--workers", 3)
-    wait_until(lambda: attempts_of(laboratory))
-    for _ in range(10):
-        time.sleep(DICE.uniform(1.0, 4.0))
-        running = workers_of(launcher)
-        if launcher.poll() is not None or not running:
-            break
+    wait_until(lambda: len(workers_of(launcher)) == 3 and attempts_of(laboratory))
+    for _ in range(5):
+        time.sleep(DICE.uniform(3.0, 8.0))
         before = laboratory.status()["budget"]["spent"]
-        with frozen(DICE.choice(running), 36.0):
+        first, second = DICE.sample(workers_of(launcher), 2)
+        with frozen(first, 36.0), frozen(second, 36.0):
             wait_until(lambda before=before: laboratory.status()["budget"]["spent"] > before, 60)  # type: ignore[misc]
-    finish(launcher, 2400)
-    check_exact(laboratory, 60)
+    laboratory.ok("study", "stop", "small")
+    said = finish(launcher, 600)
+    assert "ended (" not in said, "no worker ended"
+    trials = laboratory.status()["trials"]["complete"]
+    check_exact(laboratory, trials, "stopped")
+    endings = [each["ending"] for number in range(trials) for each in laboratory.record(number)["attempts"]]
+    assert endings.count("lost") >= 5, "most of the frozen ones held a trial"
 
 
 def test_frozen_worker_loses_its_trial(laboratory: Laboratory) -> None:

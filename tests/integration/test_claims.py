@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -52,6 +53,15 @@ def make_study(storage: StudyStorage) -> MakeStudy:
         return Claims(storage.engine, study._study_id, "worker", "cpu", "cpu", grace_s=30)
 
     return make
+
+
+def number_of(storage: StudyStorage, trial_id: int) -> int | None:
+    """Return the number of a trial's row, or None if there is no such row any more."""
+    with storage.engine.connect() as connection:
+        number: int | None = connection.scalar(
+            sa.text("select number from trials where trial_id = :id"), {"id": trial_id}
+        )
+    return number
 
 
 def claimed(claims: Claims) -> Claim:
@@ -446,8 +456,13 @@ def test_what_dead_scripts_left_is_taken_in(storage: StudyStorage, make_study: M
     with claims.engine.begin() as connection:
         connection.execute(sa.text("update trial_heartbeats set heartbeat = heartbeat - interval '1 hour'"))
     assert claimed(others).number == bare.number
-    assert storage.optuna.get_trial(half._trial_id).params == {}
-    assert storage.optuna.get_trial(half._trial_id).intermediate_values == {}
+    fresh = open_storage(storage.engine.url, application_name="another").optuna
+    trials = {trial.number: trial for trial in fresh.get_all_trials(claims.study_id)}
+    assert (trials[half.number].params, trials[half.number].intermediate_values) == ({}, {})
+    assert number_of(storage, half._trial_id) is None
+    with pytest.raises((KeyError, ValueError)):  # it was only slow, and learns that it lost the trial
+        half.report(0.9, step=1)
+    assert sorted(trials) == [0, 1, 2]
 
 
 def test_trial_that_a_script_told_is_not_written_to(storage: StudyStorage, make_study: MakeStudy) -> None:
@@ -574,3 +589,43 @@ def test_claims_are_counted_right_however_trials_end(make_study: MakeStudy) -> N
     for _ in range(left):
         claims.finish(claimed(claims), Ending.COMPLETE, value=0.5, attributes={})
     assert claims.claim() is Idle.SPENT
+
+
+def test_trial_that_workers_leave_over_does_not_block_the_others(make_study: MakeStudy) -> None:
+    """After three that could not go on with it new trials come first, and it again when nothing else is left."""
+    claims = make_study(3)
+    for _ in range(3):
+        left = claimed(claims)
+        assert left.number == 0
+        claims.release(left, Ending.LEFT)
+    for number in (1, 2):
+        claim = claimed(claims)
+        assert claim.number == number
+        claims.finish(claim, Ending.COMPLETE, value=0.1, attributes={})
+    last = claimed(claims)
+    assert last.number == 0
+    claims.finish(last, Ending.COMPLETE, value=0.1, attributes={})
+    assert claims.claim() is Idle.SPENT
+
+
+def test_who_waits_for_another_kind_of_device_is_told(make_study: MakeStudy) -> None:
+    """What a GPU began and gave back is nothing for the processor: it waits, and can say for what."""
+    claims = make_study(1)
+    gpu = replace(claims, device="cuda:0", device_kind="NVIDIA H100")
+    begun = claimed(gpu)
+    gpu.settle_resolution(begun, lambda: {"threads": 4})
+    assert claims.claim() is Idle.WAIT
+    gpu.release(begun)
+    assert claims.claim() is Idle.OTHER_DEVICE
+
+
+def test_claim_that_was_lost_before_its_answer_arrived_is_made_anew(make_study: MakeStudy) -> None:
+    """The token stands at a lost attempt by then; another one is drawn."""
+    claims = make_study(2)
+    token = str(uuid.UUID(int=7))
+    first = claims._claim(token)
+    assert isinstance(first, Claim)
+    make_stale(claims, first)
+    assert claimed(impatient(claims)).number == first.number
+    assert claims._claim(token) is None
+    assert claimed(claims).number == 1

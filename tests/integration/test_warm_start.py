@@ -18,7 +18,7 @@ from hpo.creation import queue_defaults
 from hpo.replay import NotReplayableError, recall
 from hpo.study import Study, best_trial
 from hpo.study_file import StudyFile
-from hpo.warm_start import start_from
+from hpo.warm_start import Inheritance, queue_best, take_over
 from storage import ledger, steering
 from storage.claims import Claim, Claims, Ending
 from storage.record import TrialRecord
@@ -63,6 +63,11 @@ def make_study(storage: StudyStorage, tree: OutputTree) -> MakeStudy:
         return studies.load(name, tree, storage)
 
     return make
+
+
+def start_from(study: Study, source: Study, tree: OutputTree) -> Inheritance:
+    """Do what a creation does with an older study, but for the defaults."""
+    return queue_best(study, source, take_over(study, source, tree))
 
 
 def run_trial(study: Study, params: dict[str, Any], scores: list[float], ending: Ending) -> Claim:

@@ -91,7 +91,7 @@ def test_bad_data_leaves_the_trial_to_others(worker: Worker, claims: Claims) -> 
     claim = claimed(claims)
     with pytest.raises(DataError):
         worker._judge(claim, DataError("x"))
-    assert [attempt.ending for attempt in ledger.attempts(claims.engine, claim.trial_id)] == ["stopped"]
+    assert [attempt.ending for attempt in ledger.attempts(claims.engine, claim.trial_id)] == ["left"]
     assert claimed(claims).number == claim.number
 
 
@@ -184,3 +184,29 @@ def test_many_workers_end_with_the_exact_budget(storage: StudyStorage, database_
     assert [trial.number for trial in trials] == list(range(40))
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert len({str(trial.params) for trial in trials}) == 40
+
+
+def test_folder_that_a_successor_removed_is_no_reason_to_leave(worker: Worker, claims: Claims, tmp_path: Path) -> None:
+    """A late worker fails its trial, cannot write why, and finds the trial somebody else's: it goes on."""
+    late = claimed(claims)
+    successor = claimed(claims)
+    assert isinstance(worker.work, Trivial)
+    worker.work.folder = tmp_path / "removed"
+    worker._judge(late, DivergedError(0, 0, 0))
+    assert claims.beat(successor)
+
+
+def test_defects_with_anything_between_them_are_not_in_a_row(worker: Worker, claims: Claims) -> None:
+    """A pruned trial, or one that failed by its own fault, shows that the installation works."""
+    for error in (KeyError("a"), TrialPrunedError("x"), KeyError("a"), DivergedError(0, 0, 0), KeyError("a")):
+        worker._judge(claimed(claims), error)
+    assert ledger.budget(claims.engine, claims.study_id).spent == 2
+
+
+def test_reason_that_the_database_cannot_store_is_stored_without_it(
+    worker: Worker, claims: Claims, storage: StudyStorage
+) -> None:
+    """PostgreSQL has no NUL in a text."""
+    worker._judge(claimed(claims), RuntimeError("bad\x00byte"))
+    (trial,) = storage.optuna.get_all_trials(claims.study_id)
+    assert "badbyte" in trial.user_attrs["reason"]

@@ -44,7 +44,6 @@ from trainer.errors import InputError, StopRequestedError
         (("launch", "x", "--workers", "²"), "--workers"),
         (("worker", "x", "--device", "gpu"), "--device"),
         (("study", "enqueue", "x"), "FIELD=VALUE"),
-        (("study", "extend", "x"), "at least one of --trials, --hours, --gpu-hours and --deadline"),
         (("study", "extend", "x", "--trials", "0"), "--trials"),
         (("study", "extend", "x", "--hours", "nan"), "--hours"),
         (("study", "extend", "x", "--gpu-hours", "-1"), "--gpu-hours"),

@@ -23,7 +23,7 @@ from storage.tree import OutputTree
 FILE = StudyFile.model_validate(
     {
         "study": "s",
-        "seed": 2**40,
+        "seed": 2**32 - 1,
         "search": {
             "lr": {"type": "float", "low": 1e-5, "high": 1.0, "log": True},
             "weight_decay": {"type": "float", "low": 0.0, "high": 1.0},

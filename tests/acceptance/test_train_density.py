@@ -73,6 +73,7 @@ def test_split_by_hand(laboratory: Laboratory) -> None:
     assert "--lr: the run in" in finished.err
 
 
+@pytest.mark.chaos
 def test_killed_runs_continue_to_the_bit(laboratory: Laboratory) -> None:
     """Three kills -9 at random moments, and a SIGTERM: every number, prediction and weight of an undisturbed run."""
     network = ("--arch", "test_efficientnet", "--weights", "none", "--dropout", "0.2", "--drop-path", "0.1")

@@ -7,6 +7,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
+import psycopg2
 import sqlalchemy as sa
 
 from storage.claims import Claim, Claims
@@ -50,7 +51,7 @@ class Heartbeat:
         while not self._over.wait(self._interval_s):
             try:
                 held = self._claims.beat(self._claim)
-            except sa.exc.SQLAlchemyError as error:
+            except (sa.exc.SQLAlchemyError, psycopg2.Error) as error:
                 self._claims.patience.disturbance.note()
                 logger.warning(
                     "heartbeat of trial %d failed: %s",

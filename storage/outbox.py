@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
-
-from storage.errors import StorageError
-
-_IDLE_S = 60.0
-"""A thread that has had nothing to do for so long ends."""
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 
 class Outbox:
@@ -21,45 +16,25 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._calls: deque[Callable[[], None]] = deque()
-        self._changed = threading.Condition()
-        self._error: StorageError | None = None
-        self._thread: threading.Thread | None = None
+        self._thread = ThreadPoolExecutor(1, "outbox")
+        self._calls: deque[Future[None]] = deque()
 
     def put(self, call: Callable[[], None]) -> None:
         """Let *call* be made soon. Raises what an earlier one raised."""
-        with self._changed:
-            self._check()
-            self._calls.append(call)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+        self._collect()
+        self._calls.append(self._thread.submit(call))
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until all calls are made, or for so long; return whether they are. Raises what one of them raised."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._calls or self._error is not None, timeout_s)
-            self._check()
-            return not self._calls
+        wait(self._calls, timeout_s, FIRST_EXCEPTION)
+        self._collect()
+        return not self._calls
 
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._changed.wait_for(lambda: bool(self._calls), timeout=_IDLE_S):
-                    self._thread = None  # the next call starts another one
-                    return
-                call = self._calls[0]
-            error = None
-            try:
-                call()
-            except StorageError as raised:
-                error = raised
-            with self._changed:
-                self._error = self._error or error
-                self._calls.popleft() if error is None else self._calls.clear()
-                self._changed.notify_all()
+    def _collect(self) -> None:
+        """Forget the calls that are made. Raises what the first of them raised."""
+        while self._calls and self._calls[0].done():
+            if self._calls[0].exception() is not None:
+                for call in self._calls:
+                    call.cancel()
+            self._calls[0].result()
+            self._calls.popleft()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
+import psycopg2
 import sqlalchemy as sa
 import tenacity
 from optuna.exceptions import StorageInternalError
@@ -20,8 +21,18 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-FAULTS = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, StorageInternalError)
-"""What a restart, a failover or a cut network look like from here; Optuna wraps some of it."""
+FAULTS = (
+    sa.exc.OperationalError,
+    sa.exc.InterfaceError,
+    sa.exc.InternalError,
+    psycopg2.OperationalError,
+    psycopg2.InterfaceError,
+    StorageInternalError,
+)
+"""
+What a restart, a failover or a cut network look like from here. Optuna wraps some of it; and while a connection goes back into
+the pool, the driver's own errors come through unwrapped.
+"""
 _SLOW_S = 5.0
 """A call that took so long waited for a database that stood still."""
 

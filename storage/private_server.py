@@ -30,6 +30,7 @@ PORT = 5432
 SERVER_TIMEOUT_S = 60
 """How long the server may take to start, to recover, or to stop."""
 _LOCK_TIMEOUT_S = 180.0
+_STARTS = 5
 _RETRY_S = 20.0
 """How long the leftovers of a killed server may take to go."""
 _SOCKET_PATH_BYTES = 100
@@ -85,11 +86,14 @@ class PrivateServer:
         try:
             claim_folder(self.folder)
             with FileLock(self.folder / "lock", timeout=_LOCK_TIMEOUT_S):
-                if not self.running():
-                    self._start()
-                _await_answer(self.url)
+                for _ in range(_STARTS):  # what listened may have been a killed one's last moment
+                    if not self.running():
+                        self._start()
+                    if _await_answer(self.url):
+                        return
         except OSError as error:
             raise PrivateServerError(f"the private server of {self.folder.parent} does not start: {error}") from error
+        raise PrivateServerError(f"the private server of {self.folder.parent} starts and is gone again")
 
     def stop(self) -> None:
         """Let the server end; sessions are cut off, what they committed is kept. Raises PrivateServerError."""
@@ -184,8 +188,8 @@ def _start_postmaster(home: ServerHome) -> None:
         time.sleep(0.5)
 
 
-def _await_answer(url: URL) -> None:
-    """Wait until the server lets us in. It listens already, but may still be recovering."""
+def _await_answer(url: URL) -> bool:
+    """Wait until the server lets us in: it may still be recovering. Return False if it does not even listen any more."""
     deadline = time.monotonic() + SERVER_TIMEOUT_S
     while True:
         try:
@@ -193,11 +197,13 @@ def _await_answer(url: URL) -> None:
                 host=url.query["host"], port=PORT, user=ROLE, dbname=DATABASE, connect_timeout=SERVER_TIMEOUT_S
             ).close()
         except psycopg2.OperationalError as error:
+            if not _listens(Path(str(url.query["host"]))):
+                return False
             if not any(each in str(error) for each in _NOT_YET) or time.monotonic() > deadline:
                 raise PrivateServerError(f"the private server does not answer: {_telling_line(str(error))}") from error
             time.sleep(0.1)
         else:
-            return
+            return True
 
 
 def _remove_stale_pid_file(data: Path) -> None:

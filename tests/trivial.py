@@ -86,11 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("study_id", type=int)
+    parser.add_argument("--grace", type=float, default=30.0, help="seconds after which a silent worker is lost")
     parser.add_argument("--hang", type=Path, metavar="FOLDER", help="never come to an end; the log goes there")
     asked = parser.parse_args()
-    claims = claims_of(open_storage(sa.make_url(asked.url), application_name="trivial"), asked.study_id)
+    storage = open_storage(sa.make_url(asked.url), application_name="trivial")
+    claims = claims_of(storage, asked.study_id, grace_s=asked.grace)
     work = Trivial(claims, asked.hang, hangs=asked.hang is not None)
-    Worker(claims, work, threading.Event(), tolerance=Tolerance(first_s=1.0)).run()
+    tolerance = Tolerance(first_s=1.0) if work.hangs else Tolerance()
+    Worker(claims, work, threading.Event(), tolerance=tolerance).run()
 
 
 def _fits(work: Trivial) -> Work:

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import psutil
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from storage import ledger
+from storage import ledger, steering
 from storage.database import open_database
 from storage.ledger import Limits
 from storage.study_storage import open_storage
@@ -96,6 +97,37 @@ def test_frozen_workers(laboratory: Laboratory) -> None:
     check_exact(laboratory, trials, "stopped")
     endings = [each["ending"] for number in range(trials) for each in laboratory.record(number)["attempts"]]
     assert endings.count("lost") >= 5, "most of the frozen ones held a trial"
+
+
+@full
+def test_frozen_while_claiming_and_telling(database_url: sa.URL) -> None:
+    """A hundred freezes past the grace period among claims and ends: the others go on, and each trial has one value."""
+    storage = open_storage(database_url, application_name="test")
+    study_id = make_study(storage, Limits(10**6))
+    url = database_url.render_as_string(hide_password=False)
+    command = [sys.executable, "-m", "tests.trivial", url, str(study_id), "--grace", "1"]
+    running = [subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE) for _ in range(6)]
+
+    def spent() -> int:
+        return ledger.budget(storage.engine, study_id).spent
+
+    wait_until(lambda: spent() > 0)
+    for _ in range(25):
+        with ExitStack() as freezer:
+            for process in DICE.sample(running, 4):
+                time.sleep(DICE.uniform(0.0, 0.02))
+                freezer.enter_context(frozen(psutil.Process(process.pid), 1.5))
+            before = spent()
+            wait_until(lambda before=before: spent() > before, 10)  # type: ignore[misc]
+    steering.stop(storage.engine, study_id, "asked")
+    said = [process.communicate(timeout=60)[1] for process in running]
+    assert [process.returncode for process in running] == [0] * 6, said
+    trials = storage.optuna.get_all_trials(study_id)
+    assert [(trial.number, trial.state) for trial in trials] == [(n, TrialState.COMPLETE) for n in range(spent())]
+    assert all(trial.value == trial.params["x"] for trial in trials)
+    with storage.engine.connect() as connection:
+        lost = connection.scalar(sa.text("select count(*) from mammography.attempt where ending = 'lost'"))
+    assert lost, "some were frozen while they held a trial"
 
 
 @full

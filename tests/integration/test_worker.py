@@ -19,7 +19,9 @@ from storage import ledger
 from storage.claims import Claim, Claims, Idle
 from storage.ledger import Limits
 from storage.patience import Disturbance
+from storage.record import describe_files
 from storage.study_storage import StudyStorage, open_storage
+from storage.tree import StudyFolder
 from tests.conftest import PROJECT
 from tests.trivial import Trivial, claims_of, make_study
 from trainer.errors import DataError, DivergedError, OutOfMemoryError, StopRequestedError
@@ -211,3 +213,21 @@ def test_reason_that_the_database_cannot_store_is_stored_without_it(
     worker._judge(claimed(claims), RuntimeError("bad\x00byte"))
     (trial,) = storage.optuna.get_all_trials(claims.study_id)
     assert "badbyte" in trial.user_attrs["reason"]
+
+
+def test_publisher_that_is_frozen_between_record_and_rename(worker: Worker, claims: Claims, tmp_path: Path) -> None:
+    """Its successor puts the fold in its place; the late rename fails, is no reason to leave, and changes nothing."""
+    trial = StudyFolder(tmp_path).trial(0)
+    late = claimed(claims)
+    mine = trial.begin_attempt(late.token, [], {})
+    (mine.fold(0) / "val_predictions.csv").write_text("the late one's")
+    claims.publish_fold(late, 0, 0.5, describe_files(mine.fold(0)))
+    successor = claimed(claims)
+    theirs = trial.begin_attempt(successor.token, [late.token], {0: late.token})
+    assert theirs.published(0) == trial.fold(0)
+    with pytest.raises(OSError) as raised:  # noqa: PT011 - whichever the system says
+        mine.publish(0)
+    worker._judge(late, raised.value)
+    assert (trial.fold(0) / "val_predictions.csv").read_text() == "the late one's"
+    assert ledger.published_folds(claims.engine, late.trial_id)[0].token == late.token
+    assert claims.beat(successor)

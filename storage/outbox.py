@@ -18,11 +18,12 @@ class Outbox:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "outbox")
         self._calls: deque[Future[None]] = deque()
+        self._broken = False
 
     def put(self, call: Callable[[], None]) -> None:
         """Let *call* be made soon. Raises what an earlier one raised."""
         self._collect()
-        self._calls.append(self._thread.submit(call))
+        self._calls.append(self._thread.submit(self._make, call))
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until all calls are made, or for so long; return whether they are. Raises what one of them raised."""
@@ -30,11 +31,15 @@ class Outbox:
         self._collect()
         return not self._calls
 
+    def _make(self, call: Callable[[], None]) -> None:
+        """Make *call*, unless one before it failed: to wait for each of many in turn would hold up the process's end."""
+        if not self._broken:
+            self._broken = True  # until it is through
+            call()
+            self._broken = False
+
     def _collect(self) -> None:
         """Forget the calls that are made. Raises what the first of them raised."""
         while self._calls and self._calls[0].done():
-            if self._calls[0].exception() is not None:
-                for call in self._calls:
-                    call.cancel()
             self._calls[0].result()
             self._calls.popleft()

@@ -78,6 +78,30 @@ def test_killed_database(laboratory: Laboratory, trials: int, times: int) -> Non
 
 
 @full
+def test_database_that_stays_away(laboratory: Laboratory) -> None:
+    """The worker trains on; past its patience it leaves with one line, and another one goes on from what was saved meanwhile."""
+    laboratory.study(STUDY.replace("TRIALS", "1").replace("epochs: 6", "epochs: 40"))
+    worker = laboratory.start("worker", "small", "--threads", 1, "--patience", 6)
+    wait_until(lambda: epochs_told(laboratory) >= 2)
+    laboratory.ok("db", "stop")
+    _, err = worker.communicate(timeout=120)
+    assert worker.returncode == 1, err
+    assert "Traceback" not in err
+    lines = err.splitlines()
+    assert [line for line in lines if line.startswith("mammography: ")] == lines[-1:]
+    away = next(index for index, line in enumerate(lines) if "database away" in line)
+    assert sum(" epoch " in line for line in lines[away:]) >= 3, "it trained on"
+    saved = sum(" epoch " in line for line in lines)
+    laboratory.ok("worker", "small", "--threads", 1)
+    attempts = laboratory.record(0)["attempts"]
+    assert [attempt["ending"] for attempt in attempts] == ["lost", "complete"]
+    told = [[len(epochs) for epochs in attempt["epochs"].values()] for attempt in attempts]
+    assert (sum(told[0]), sum(map(sum, told))) == (saved, 120), (
+        "what was saved while the database was away is not trained again"
+    )
+
+
+@full
 @pytest.mark.timeout(3000)
 def test_frozen_workers(laboratory: Laboratory) -> None:
     """Ten times a worker is frozen for longer than the grace period and then goes on: nothing of its late work counts."""

@@ -22,6 +22,7 @@ from storage.errors import ConfigurationTakenError, TakenOverError
 from storage.heartbeat import Heartbeat
 from storage.record import File
 from storage.study_storage import StudyStorage, open_storage
+from tests.trivial import make_study as make_bare_study
 
 SPACE = {"lr": FloatDistribution(1e-5, 1.0, log=True), "arch": CategoricalDistribution(["a", "b"])}
 EPOCH = Progress(fold=0, epoch=0, score=0.5, seconds=1.0, images_per_second=100.0)
@@ -39,18 +40,8 @@ def make_study(storage: StudyStorage) -> MakeStudy:
     """A function from a budget to the claims of a new study."""
 
     def make(budget: int | None, **limits: Any) -> Claims:
-        study = optuna.create_study(storage=storage.optuna, study_name="s", direction="maximize")
-        with storage.engine.begin() as connection:
-            ledger.register(
-                connection,
-                study_id=study._study_id,
-                resolved={},
-                data_hash="d",
-                folds_hash="f",
-                folds_csv="",
-                limits=ledger.Limits(budget, **limits),
-            )
-        return Claims(storage.engine, study._study_id, "worker", "cpu", "cpu", grace_s=30)
+        study_id = make_bare_study(storage, ledger.Limits(budget, **limits))
+        return Claims(storage.engine, study_id, "worker", "cpu", "cpu", grace_s=30)
 
     return make
 

@@ -31,7 +31,7 @@ from trainer.data.folds import Folds, from_csv
 from trainer.data.progress import Progress
 from trainer.data.records import Dataset
 from trainer.errors import InputError, OtherDataError, StopRequestedError
-from trainer.files import write_text
+from trainer.files import next_free_folder, write_text
 from trainer.fit import fit
 from trainer.loading import settle_loading
 from trainer.protocols import StopSignal
@@ -164,7 +164,7 @@ def replay(
     resolution = _settle(original, dataset, chosen, threads)
     n_batches = len(batch_bounds(folds.largest_training_side, original.config.batch_size))
     compute = Compute(chosen, resolution, settle_loading(original.config, dataset, chosen, n_batches))
-    folder = _new_folder(original)
+    folder = next_free_folder(original.study.folder.path / "replays", f"trial_{original.number:04d}")
     try:
         with log_to(folder / "run.log"):
             results, value = _train(original, dataset, folds, compute, folder, stop)
@@ -236,21 +236,6 @@ def _settle(original: Original, dataset: Dataset, device: torch.device, threads:
         original.number, settled.device_kind, device_kind(device), extra={"action": "other_device"},
     )  # fmt: skip
     return resolve(original.config, dataset, device, threads=threads)
-
-
-def _new_folder(original: Original) -> Path:
-    """Return the replay's own folder, which is there; a replay never writes over another."""
-    parent = original.study.folder.path / "replays"
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / f"trial_{original.number:04d}_{number}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
 
 
 def _train(

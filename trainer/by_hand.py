@@ -26,7 +26,7 @@ from trainer.data.records import Dataset
 from trainer.data.report import summary, write_report
 from trainer.embeddings import Embeddings, read_embeddings
 from trainer.errors import InputError, OtherDataError, StopRequestedError
-from trainer.files import is_unfinished, remove_unfinished, write_text
+from trainer.files import is_unfinished, next_free_folder, remove_unfinished, write_text
 from trainer.fit import fit
 from trainer.loading import free_for_training, settle_loading
 from trainer.memory import choose_batch_size
@@ -323,14 +323,4 @@ def _own_folder(config: RunConfig, outputs: Path) -> Path:
     if config.cv_outdir is not None:
         config.cv_outdir.mkdir(parents=True, exist_ok=True)
         return config.cv_outdir
-    parent = config.outdir or outputs / "train"
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / f"results_{number}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+    return next_free_folder(config.outdir or outputs / "train", "results")

@@ -27,6 +27,20 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def next_free_folder(parent: Path, prefix: str) -> Path:
+    """Make the folder *prefix* with the next free number below *parent*, and return it: nobody writes over another's."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / f"{prefix}_{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes had begun to write in *folder* and below it; nobody may be writing there now."""
     for path in folder.rglob(f".*{_PART}"):

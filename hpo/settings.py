@@ -10,6 +10,7 @@ from pathlib import Path
 
 DATABASE_URL = "MAMMOGRAPHY_DATABASE_URL"
 OUTPUTS = "MAMMOGRAPHY_OUTPUTS"
+ARTIFACTS = "MAMMOGRAPHY_ARTIFACTS"
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 _FOR_STEPS_ON_THE_CPU = {
@@ -21,18 +22,22 @@ _FOR_STEPS_ON_THE_CPU = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the database and the output folder are, from flags first and the environment second."""
+    """Where the database, the output folder and the artifacts are, from flags first and the environment second."""
 
     database: str | None
     """A PostgreSQL URL; None for the private server under the output folder."""
     outputs: Path
+    artifacts: str
+    """Where what the dashboard shows of finished trials is kept: a folder, or s3://BUCKET/PREFIX."""
 
     @classmethod
-    def resolve(cls, *, database: str | None, outputs: Path | None) -> Settings:
+    def resolve(cls, *, database: str | None, outputs: Path | None, artifacts: str | None = None) -> Settings:
         """Return the settings: what is given, else what the environment says, else the defaults."""
+        output_root = (outputs or Path(os.environ.get(OUTPUTS) or "outputs")).absolute()
         return cls(
             database=database or os.environ.get(DATABASE_URL) or None,
-            outputs=(outputs or Path(os.environ.get(OUTPUTS) or "outputs")).absolute(),
+            outputs=output_root,
+            artifacts=artifacts or os.environ.get(ARTIFACTS) or str(output_root / "artifacts"),
         )
 
 
@@ -57,7 +62,12 @@ def child_environment(settings: Settings, *, cuda_device: str | None, threads: i
 
     These must be set before torch is loaded.
     """
-    environment = {**os.environ, OUTPUTS: str(settings.outputs), "OMP_NUM_THREADS": str(threads)}
+    environment = {
+        **os.environ,
+        OUTPUTS: str(settings.outputs),
+        ARTIFACTS: settings.artifacts,
+        "OMP_NUM_THREADS": str(threads),
+    }
     for name, value in _FOR_STEPS_ON_THE_CPU.items():
         environment.setdefault(name, value)
     if settings.database is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from storage.errors import FolderVanishedError, StudyFolderError, StudyNameError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_RESERVED = {"cache", "train"}
+_RESERVED = {"artifacts", "cache", "train"}
 _LAST = "last_model.pth"
 _CONTINUED_FROM = ("best_model.pth", _LAST)
 """In this order: who still writes there may replace both in between, and a last one that is newer says what the best one is."""

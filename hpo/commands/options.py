@@ -31,6 +31,7 @@ class Everywhere:
 
     database: str | None = None
     outputs: Path | None = None
+    artifacts: str | None = None
     log_level: str = "info"
     log_format: str = "text"
 
@@ -41,7 +42,7 @@ class Everywhere:
 
     def settings(self) -> Settings:
         """Return what is given, else what the environment says."""
-        return Settings.resolve(database=self.database, outputs=self.outputs)
+        return Settings.resolve(database=self.database, outputs=self.outputs, artifacts=self.artifacts)
 
     def open(self, application: str) -> tuple[OutputTree, StudyStorage]:
         """Return the output tree and the study storage."""
@@ -86,6 +87,7 @@ def everywhere(command: Command) -> Command:
     options = (
         flag("--database", metavar="URL", help="PostgreSQL; without it a private server under the output folder."),
         flag("--outputs", type=click.Path(path_type=Path, file_okay=False), help="Output folder [outputs]."),
+        flag("--artifacts", metavar="PLACE", help="A folder, or s3://BUCKET/PREFIX [artifacts, in the output folder]."),
         flag("--log-level", type=_LEVELS, help="Least severe log lines to show [info]."),
         flag("--log-format", type=click.Choice(["text", "json"]), help="Form of log lines [text]."),
     )

@@ -79,7 +79,7 @@ class Watching:
         return Launcher(
             command=[sys.executable, "-c", code],
             slots=[Slot(0, None, 1)],
-            settings=Settings(database=None, outputs=folder),
+            settings=Settings.resolve(database=None, outputs=folder),
             log_folder=folder / "workers",
             look=self.look,
             show=self.shown.append,

@@ -6,36 +6,41 @@ from pathlib import Path
 
 import pytest
 
-from hpo.settings import DATABASE_URL, OUTPUTS, Settings, allowed_gpus, child_environment
+from hpo.settings import ARTIFACTS, DATABASE_URL, OUTPUTS, Settings, allowed_gpus, child_environment
 
 
 def test_flag_wins_over_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is given on the command line is what counts."""
     monkeypatch.setenv(DATABASE_URL, "postgresql://environment/x")
     monkeypatch.setenv(OUTPUTS, "/environment")
-    assert Settings.resolve(database=None, outputs=None) == Settings("postgresql://environment/x", Path("/environment"))
-    flags = Settings.resolve(database="postgresql://flag/x", outputs=Path("/flag"))
-    assert flags == Settings("postgresql://flag/x", Path("/flag"))
+    monkeypatch.setenv(ARTIFACTS, "s3://environment")
+    said = Settings.resolve(database=None, outputs=None)
+    assert said == Settings("postgresql://environment/x", Path("/environment"), "s3://environment")
+    flags = Settings.resolve(database="postgresql://flag/x", outputs=Path("/flag"), artifacts="/flag/there")
+    assert flags == Settings("postgresql://flag/x", Path("/flag"), "/flag/there")
 
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without anything the private server serves and `outputs` is in the current folder."""
+    """Without anything the private server serves, `outputs` is in the current folder and holds the artifacts."""
+    monkeypatch.delenv(ARTIFACTS, raising=False)
     monkeypatch.delenv(DATABASE_URL, raising=False)
     monkeypatch.delenv(OUTPUTS, raising=False)
     monkeypatch.chdir(tmp_path)
-    assert Settings.resolve(database=None, outputs=None) == Settings(None, tmp_path / "outputs")
+    outputs = tmp_path / "outputs"
+    assert Settings.resolve(database=None, outputs=None) == Settings(None, outputs, str(outputs / "artifacts"))
 
 
 def test_worker_gets_its_device_and_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device and the threads are in the environment before torch is loaded, and the database is the launcher's."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    settings = Settings("postgresql://flag/x", Path("/flag"))
+    settings = Settings("postgresql://flag/x", Path("/flag"), "s3://flag")
     environment = child_environment(settings, cuda_device="3", threads=2)
     assert environment["CUDA_VISIBLE_DEVICES"] == "3"
     assert environment["OMP_NUM_THREADS"] == "2"
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert environment[DATABASE_URL] == "postgresql://flag/x"
     assert environment[OUTPUTS] == "/flag"
+    assert environment[ARTIFACTS] == "s3://flag"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ Only this module and `hpo/commands/` print and pick exit codes. Commands import 
 from __future__ import annotations
 
 import gc
+import os
+import re
 import sys
 
 import click
@@ -20,6 +22,13 @@ from hpo.commands.serving import dashboard, metrics
 from hpo.commands.speech import DONE, INTERRUPTED, WRONG_INPUT, exit_code, on_purpose, plain, say
 from hpo.commands.study import study
 from hpo.commands.training import TAKE_A_LONE_DASH, embed, train_density
+
+_OTHERS = 0o007
+"""The rights of others, as a umask takes them away."""
+_PASSWORD = re.compile(r"(://[^:]*):.*@", re.DOTALL)
+"""Of a URL, up to the last @: a password that nobody has encoded may hold some."""
+_PARAMETERS = re.compile(r"(://[^?]*\?).*", re.DOTALL)
+"""Of a URL: the driver takes passwords among them too."""
 
 
 # Without a command click would squeeze its whole help into what is one line for us.
@@ -52,8 +61,29 @@ def run(arguments: list[str]) -> int:
         return say(plain(error), exit_code(error))
 
 
+def without_passwords(argument: str) -> str:
+    """Return *argument*; where it is a URL, without what is or may be a password."""
+    return _PARAMETERS.sub(r"\1***", _PASSWORD.sub(r"\1:***@", argument))
+
+
+def hide_passwords(arguments: list[str]) -> None:
+    """Change what the list of processes shows of this one, where *arguments* hold a password: anybody may read that list."""
+    shown = [without_passwords(argument) for argument in arguments]
+    if shown != arguments:
+        from setproctitle import setproctitle  # noqa: PLC0415 - a password on the command line is rare, and --help fast
+
+        setproctitle(" ".join(["mammography", *shown]))
+
+
+def close_to_others() -> None:
+    """Let files and folders that are made from now on be no business of other users; the group's rights are the umask's."""
+    os.umask(os.umask(_OTHERS) | _OTHERS)
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    hide_passwords(sys.argv[1:])
+    close_to_others()
     # Half a million objects are made at the start and stay: looking through them every 700 costs a second.
     gc.set_threshold(5_000)
     sys.exit(run(sys.argv[1:]))

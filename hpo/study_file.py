@@ -14,6 +14,7 @@ from hpo import grid
 from hpo.errors import StudyFileError
 from hpo.search_space import AnyDimension, CategoricalDimension, SearchSpace
 from storage.ledger import Limits
+from storage.tree import check_study_name
 from trainer.config import NO_WEIGHTS_FILES, SelectionConfig, Strict, TrainConfig, one_line
 
 _PATHS = {"data": ("csv", "dicom_root"), "train": ("embeddings_dir", "weights")}
@@ -164,8 +165,12 @@ def read_study_file(path: Path, *, overrides: dict[str, Any]) -> StudyFile:
 
     Raises:
         StudyFileError: One line that names the file, the key, and what was expected.
+        StudyNameError: Its name cannot be that of a folder.
     """
-    content = _with_absolute_paths(_read_yaml(path), path.absolute().parent)
+    try:
+        content = _with_absolute_paths(_read_yaml(path), path.absolute().parent)
+    except RecursionError as error:  # also of a list that is in itself: in YAML it can be
+        raise StudyFileError(f"{path}: nested without end, expected a study") from error
     if isinstance(content.get("data"), dict) and "embeddings" in content["data"]:
         raise StudyFileError(f"{path}: data.embeddings: is filled in when the study is created; leave it out")
     for section, values in overrides.items():
@@ -180,6 +185,7 @@ def read_study_file(path: Path, *, overrides: dict[str, Any]) -> StudyFile:
         raise StudyFileError(f"{path}: {where}") from error
     except StudyFileError as error:
         raise StudyFileError(f"{path}: {error}") from error
+    check_study_name(study.study)  # before anything is asked, started or made for it
     return study
 
 
@@ -194,7 +200,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StudyFileError(f"{path}: no such study file") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, or a scalar that is no value: a day of month 13, 5000 digits
         raise StudyFileError(f"{path}: cannot be read: {error}") from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

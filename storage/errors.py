@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+_SHOWN = 100
+"""Characters of a name that a message shows."""
+
 
 class StorageError(Exception):
     """The storage failed."""
@@ -97,9 +100,10 @@ class StudyNameError(StorageError):
     """A study's name must be able to be a folder's name."""
 
     def __init__(self, name: str) -> None:
+        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
         super().__init__(
-            f"{name!r} cannot be a study's name: letters, digits, '.', '_' and '-', beginning with a letter or a digit,"
-            " at most 100, and neither 'cache' nor 'train'"
+            f"{shown!r} cannot be a study's name: letters, digits, '.', '_' and '-', beginning with a letter or a digit,"
+            " at most 100, and none of 'artifacts', 'cache' and 'train'"
         )
         self.name = name
 
@@ -127,3 +131,21 @@ class LimitError(StorageError):
         super().__init__(f"{limit} of study {study!r}: {problem}")
         self.study = study
         self.limit = limit
+
+
+class ArtifactPlaceError(StorageError):
+    """There can be no artifact store at that place."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"artifacts at {place!r}: {problem}")
+        self.place = place
+
+
+class ArtifactStoreError(StorageError):
+    """The artifact store does not do what it is asked for."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        """Take the *reason* in one line."""
+        super().__init__(f"the artifact store {place}: {reason}")
+        self.place = place
+        self.reason = reason

@@ -252,7 +252,7 @@ def _refuse_foreign_machine(mark: Path, pid_file: Path) -> None:
 def _choose_socket_folder(state: Path) -> Path:
     """Return the folder for the socket: in the state folder, or a short one of our own where that path would not do."""
     name = f"mammography-{os.geteuid()}-{hashlib.sha256(os.fsencode(state)).hexdigest()[:12]}"
-    for folder in (state / "socket", Path(tempfile.gettempdir(), name), Path("/tmp", name)):  # noqa: S108 - mode 700, owner checked
+    for folder in (state / "socket", Path(tempfile.gettempdir(), name), Path("/tmp", name)):  # nosec # noqa: S108 - mode 700, owner checked
         path = os.fsencode(folder / f".s.PGSQL.{PORT}")
         # A comma separates several hosts for the driver; quotes and backslashes mean something in the settings.
         if len(path) <= _SOCKET_PATH_BYTES and re.fullmatch(rb"[\w/.+@ -]+", path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +29,7 @@ _LEVELS = click.Choice(["debug", "info", "warning", "error"])
 class Everywhere:
     """What every command takes, before its name or after it."""
 
-    database: str | None = None
+    database: str | None = field(default=None, repr=False)
     outputs: Path | None = None
     artifacts: str | None = None
     log_level: str = "info"

@@ -105,7 +105,8 @@ def test_settings(server: PrivateServer) -> None:
     assert ask(server, "show server_encoding") == "UTF8"
     rules = "select count(*) || ' ' || min(type) || ' ' || min(auth_method) from pg_hba_file_rules"
     assert ask(server, rules) == "1 local peer"
-    assert not postmaster(server).net_connections("inet")
+    for process in (postmaster(server), *postmaster(server).children()):
+        assert not process.net_connections("inet")
 
 
 def test_every_folder_of_the_server_is_closed(server: PrivateServer) -> None:

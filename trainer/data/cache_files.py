@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, fields
 from importlib.metadata import version
 from pathlib import Path
+from tokenize import TokenError
 from typing import get_args
 
 import numpy as np
@@ -89,10 +90,10 @@ def open_folder(folder: Path) -> Dataset:
     try:
         about = About.model_validate_json((folder / _ABOUT).read_bytes())
         records = _read_index(folder / _INDEX)
-        # "c": copy-on-write, because torch warns about arrays that it must not write to.
-        images = np.load(images_path(folder), mmap_mode="c", allow_pickle=False)
+        # "c": copy-on-write, because torch warns about arrays that it must not write to. No pickle is read, no archive opened.
+        images = np.lib.format.open_memmap(images_path(folder), mode="c")
         rejections = read_report(folder / _REPORT)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, SyntaxError, TokenError, csv.Error) as error:
         raise DataError(f"{folder}: damaged ({error}); remove it and it is built again") from error
     side = about.preprocessing.img_size
     if images.dtype != np.uint8 or images.shape != (len(records), side, side):

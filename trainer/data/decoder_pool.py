@@ -125,7 +125,7 @@ class Decoder:
     def _exchange(self, process: subprocess.Popen[bytes], request: Request) -> Answer:
         """Ask and read the answer."""
         deadline = time.monotonic() + self._timeout_s
-        assert process.stdin is not None  # noqa: S101  it was asked for
+        assert process.stdin is not None  # nosec B101 # noqa: S101  it was asked for
         process.stdin.write(request.model_dump_json().encode() + b"\n")
         reply = Reply.model_validate_json(self._read_line(process, deadline))
         if request.task == "inspect" or reply.code is not None:
@@ -151,7 +151,7 @@ class Decoder:
 
     def _read_more(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         """Append what the process has written, as soon as there is something."""
-        assert process.stdout is not None  # noqa: S101  it was asked for
+        assert process.stdout is not None  # nosec B101 # noqa: S101  it was asked for
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             if not selector.select(max(0.0, deadline - time.monotonic())):

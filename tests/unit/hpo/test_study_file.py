@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from hpo.errors import StudyFileError
 from hpo.study_file import StudyFile, read_study_file
+from storage.errors import StudyNameError
 
 GOOD = """\
 study: density
@@ -126,3 +129,53 @@ def test_conditions_in_a_circle_are_refused(tmp_path: Path) -> None:
 """
     with pytest.raises(StudyFileError, match="in a circle"):
         read(tmp_path, GOOD.replace("budget:", f"{circle}budget:"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../x", "/etc/x", ".", "..", "a/b", "a\\b", "..\\..\\x", "C:/x", "~", "~root", ".hidden", "-x", " x", "x ", "a\nb",
+        "a\n", "a\0b", "\u202ex", "ä", "", "x" * 101, "y" * 100_000, "cache", "train", "artifacts",
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_plain_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """In the file as on the command line, in one short line, before anything is asked, started or made."""
+    for text, overrides in ((GOOD.replace("density", json.dumps(name)), {}), (GOOD, {"study": name})):
+        with pytest.raises(StudyNameError, match="cannot be a study's name") as caught:
+            read(tmp_path, text, **overrides)
+        line = str(caught.value)
+        assert line.isprintable()
+        assert len(line) < 500
+
+
+@pytest.mark.parametrize("tag", ["object/apply:os.mkdir", "object/new:os.mkdir", "name:os.mkdir", "module:os"])
+def test_yaml_makes_no_objects(tmp_path: Path, tag: str) -> None:
+    """A tag that calls something in other readers of YAML is refused, and nothing is called."""
+    for text in (
+        GOOD.replace("density", f"!!python/{tag} [{tmp_path}/made]"),
+        f"{GOOD}x: !!python/{tag} [{tmp_path}/made]",
+    ):
+        with pytest.raises(StudyFileError, match=r"study\.yaml: line \d+: could not determine a constructor") as caught:
+            read(tmp_path, text)
+        assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "[" * 5000,
+        "study: x\ndata: {csv: &a [*a]}\n",
+        "study: &a {x: *a}\n",
+        "study: 1" + "0" * 5000,
+        "study: 2026-13-45\n",
+        "a: &a [x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghijklmnop")),
+    ],
+)
+def test_a_file_made_to_break_its_reader_is_refused(tmp_path: Path, text: str) -> None:
+    """Endless nesting, endless numbers and senseless dates are wrong input like any other: one line, at once."""
+    with pytest.raises(StudyFileError, match=r"study\.yaml: ") as caught:
+        read(tmp_path, text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500

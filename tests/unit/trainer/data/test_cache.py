@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +46,16 @@ def slow(self, outcome, image):
 building.Building.add = slow
 """
 """So that a kill meets a build in the middle of it, with what was decoded on the disk."""
+
+
+class Bomb:
+    """An object whose pickle makes a folder when it is read."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (self.folder,)
 
 
 @pytest.fixture
@@ -296,6 +308,25 @@ def test_a_full_disk(phantom: Path, tmp_path: Path) -> None:
     assert "DataError" in done.stderr.splitlines()[-1]
     assert "cannot be kept there: File too large" in done.stderr.splitlines()[-1]
     assert [path.suffix for path in tmp_path.iterdir() if not path.name.startswith("known-")] == [".lock"]
+
+
+@pytest.mark.parametrize("form", ["array of objects", "plain pickle", "archive of pickles", "senseless header"])
+def test_a_pickle_in_place_of_the_array(phantom: Path, tmp_path: Path, form: str) -> None:
+    """Whatever lies where the decoded images were is refused in one line, and nothing in it is run."""
+    opened(phantom, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob("*/images.npy")
+    bomb = Bomb(str(tmp_path / "made"))
+    if form == "array of objects":
+        np.save(path, np.array([bomb], dtype=object), allow_pickle=True)
+    elif form == "archive of pickles":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("images.npy", pickle.dumps(bomb))
+    else:
+        path.write_bytes(pickle.dumps(bomb) if form == "plain pickle" else b"\x93NUMPY\x01\x00\x02\x00((")
+    with pytest.raises(DataError, match=r"damaged.*remove it") as error:
+        opened(phantom, tmp_path / "cache")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_damaged_cache(phantom: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ import optuna
 import sqlalchemy as sa
 
 from hpo.creation import create
+from hpo.gallery import Gallery
 from hpo.logs import quiet_optuna
 from hpo.objective import Training
 from hpo.station import set_up_station
@@ -31,6 +32,7 @@ from hpo.study import DataPlace, Study
 from hpo.study_file import StudyFile
 from hpo.worker import Worker
 from storage import ledger
+from storage.artifact_store import open_artifacts
 from storage.claims import Claim, Claims, Ending
 from storage.patience import Patience
 from storage.private_server import PrivateServer
@@ -149,7 +151,8 @@ def _worker(study: Study, tree: OutputTree) -> Worker:
         csv=None,
         dicom_root=None,
     )
-    return Worker(station.claims, Training(station), stop)
+    gallery = Gallery.open(station, open_artifacts(str(tree.root / "artifacts")))
+    return Worker(station.claims, Training(station, gallery), stop)
 
 
 def time_claims(storage: StudyStorage, trials: int, rounds: int) -> float:

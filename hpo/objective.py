@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 import logging
@@ -14,6 +15,7 @@ import torch
 
 from hpo import sampling, trial_record
 from hpo.errors import TrialPrunedError
+from hpo.gallery import Gallery
 from hpo.hang import Pulse
 from hpo.plateau import plateaued
 from hpo.pruning import Curves, Pruning, make_pruning
@@ -220,6 +222,8 @@ class Training:
     """The work of a search: it fits the worker's `Work`."""
 
     station: Station
+    gallery: Gallery | None = None
+    """None shows nothing on the dashboard."""
     _trial: Trial | None = None
     _courses: Courses = field(init=False)
     _tidy: set[int] = field(default_factory=set)
@@ -238,10 +242,15 @@ class Training:
             raise ValueError("the mean over the folds does not exist")
         return Outcome(Ending.COMPLETE, result.value, attributes={"fold_scores": [fold.score for fold in result.folds]})
 
-    def record(self, claim: Claim, outcome: Outcome) -> None:  # noqa: ARG002 - the trial knows its claim
-        """Write `optuna_trial.json` into the attempt's folder, if it got as far as having one."""
+    def record(self, claim: Claim, outcome: Outcome) -> Outcome:
+        """Write `optuna_trial.json` into the attempt's folder, if it got as far as having one, and show the trial."""
         if self._trial is not None:
-            trial_record.write_ending(self._trial, outcome)
+            record = trial_record.write_ending(self._trial, outcome)
+            if self.gallery is not None:
+                self.gallery.hang(claim, record, self._trial.folder)
+        if self.gallery is None or outcome.reason is None:
+            return outcome
+        return dataclasses.replace(outcome, reason=self.gallery.disguise.text(outcome.reason))
 
     def settle(self, claim: Claim) -> None:
         """Make the attempt's files the trial's, and stop a study that gets no better."""
@@ -264,8 +273,8 @@ class Training:
         if self.station.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def tidy(self) -> None:
-        """Complete the folders of finished trials whose workers died before they could."""
+    def tidy(self) -> bool:
+        """Complete the folders of finished trials whose workers died before they could, and show what shows nothing."""
         for trial in self.station.claims.patience.call(lambda: self.station.study.trials):
             if trial.state.is_finished() and trial.number not in self._tidy:
                 self._tidy.add(trial.number)
@@ -273,6 +282,7 @@ class Training:
                     trial_record.complete_folder(self.station, trial)
                 except FolderVanishedError as error:  # somebody removed it: no reason to leave
                     logger.warning("%s", error, extra={"action": "folder_vanished", "trial": trial.number})
+        return self.gallery is not None and self.gallery.make_up()
 
 
 def _fits(

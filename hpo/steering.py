@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hpo.assignment import check_queued, parse_assignments
 from hpo.study import Study
-from storage import ledger, steering
+from storage import exhibits, ledger, steering
+from storage.artifact_store import ArtifactStore, remove_all
 from storage.errors import LimitError
 from storage.heartbeat import GRACE_S
 from storage.ledger import Budget
@@ -74,14 +75,23 @@ def stop(study: Study) -> None:
     steering.stop(study.storage.engine, study.registration.study_id, ASKED)
 
 
-def delete(study: Study) -> None:
+def delete(study: Study, store: ArtifactStore) -> None:
     """
-    Remove a study from the database, and its output folder. Decoded data stay: other studies may use them.
+    Remove a study: its artifacts from *store*, its rows from the database, and its output folder.
+
+    In this order, so that a deletion that was interrupted can be done again to its end. Decoded data stay: other studies may use
+    them.
 
     Raises:
-        StudyInUseError: Workers are at work on it.
+        StudyInUseError: Workers are at work on it; nothing is removed.
+        ArtifactStoreError: The store is away; the study stays.
     """
-    steering.delete(study.storage.engine, study.registration.study_id, study.name, GRACE_S)
+    engine, study_id = study.storage.engine, study.registration.study_id
+    steering.check_idle(engine, study_id, study.name, GRACE_S)
+    kept = exhibits.kept(engine, study_id)
+    left_by_attempts = (exhibits.artifact_id(token, filename) for token in kept.tokens for filename in exhibits.FILES)
+    remove_all(store, {*kept.artifact_ids, *left_by_attempts})
+    steering.delete(engine, study_id, study.name, GRACE_S)
     _remove_folder(study.folder.path)
 
 

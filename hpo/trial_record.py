@@ -28,8 +28,8 @@ from trainer.seeds import Seeds
 _NAME = "optuna_trial.json"
 
 
-def write_ending(trial: Trial, outcome: Outcome) -> None:
-    """Write the record of a trial that is about to be finished into the folder of its attempt."""
+def write_ending(trial: Trial, outcome: Outcome) -> TrialRecord:
+    """Write the record of a trial that is about to be finished into the folder of its attempt, and return it."""
     station, claim = trial.station, trial.claim
     now = datetime.now(UTC)
     engine = station.study.storage.engine
@@ -54,6 +54,7 @@ def write_ending(trial: Trial, outcome: Outcome) -> None:
         files=_files_of_trial(trial.folder.path),
     )
     _write(trial.folder.path / _NAME, record)
+    return record
 
 
 def complete_folder(station: Station, trial: FrozenTrial) -> None:

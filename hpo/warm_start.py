@@ -18,9 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from hpo import study as studies
+from hpo.notes import bare_note
 from hpo.search_space import SearchSpace
 from hpo.study import Study
-from storage import steering
+from storage import exhibits, steering
 from storage.errors import ConfigurationTakenError
 from storage.record import Record, TrialRecord
 from storage.tree import OutputTree
@@ -85,6 +86,7 @@ def take_over(study: Study, source: Study, tree: OutputTree) -> Inheritance:
     other = _other_experiment(study, source)
     taken = Inheritance(source.name, other=other) if other else _add_all(study, source)
     write_records(study, tree)
+    write_notes(study)
     return taken
 
 
@@ -201,6 +203,13 @@ def write_records(study: Study, tree: OutputTree) -> None:
             folder.path.mkdir(parents=True, exist_ok=True)
             record = _record(study, trial, origin, TrialRecord.model_validate_json(there.read_bytes()))
             write_text(folder.record, record.model_dump_json(indent=2) + "\n")
+
+
+def write_notes(study: Study) -> None:
+    """Give the trials that were taken over a note that says from where, if they have none; their pictures stay there."""
+    engine, taken = study.storage.engine, {trial._trial_id: trial for trial in study.trials}  # noqa: SLF001 - the only name
+    for trial_id in exhibits.unshown(engine, study.registration.study_id):
+        exhibits.attach_late(engine, trial_id, {exhibits.NOTE: bare_note(taken[trial_id])})
 
 
 def _record(study: Study, trial: FrozenTrial, origin: Origin, original: TrialRecord) -> TakenOverRecord:

@@ -77,8 +77,8 @@ class Work(Protocol):
         """Return how the trial ended; raise what `hpo.verdict` has a meaning for."""
         ...
 
-    def record(self, claim: Claim, outcome: Outcome) -> None:
-        """Write down how the trial is about to end; the database is told next."""
+    def record(self, claim: Claim, outcome: Outcome) -> Outcome:
+        """Write down and show how the trial is about to end; return it as the database may be told, which is next."""
         ...
 
     def settle(self, claim: Claim) -> None:
@@ -93,8 +93,8 @@ class Work(Protocol):
         """Give back what the last trial held; its error, whose traceback keeps tensors alive, is gone."""
         ...
 
-    def tidy(self) -> None:
-        """Make up for what dead workers left undone; called while there is nothing else to do."""
+    def tidy(self) -> bool:
+        """Make up for what dead workers left undone, while there is nothing else to do; return whether there is more of it."""
         ...
 
 
@@ -127,8 +127,7 @@ class Worker:
                     self.work.forget()
                 elif found is Idle.DELETED:
                     return found
-                else:
-                    self.work.tidy()
+                elif not self.work.tidy():
                     if found not in {Idle.WAIT, Idle.OTHER_DEVICE}:
                         return found
                     self._say_waiting(found)
@@ -182,7 +181,7 @@ class Worker:
 
     def _finish(self, claim: Claim, outcome: Outcome) -> None:
         """Write the record, tell the database, and put the files in their place, in this order: each can be made up for."""
-        self.work.record(claim, outcome)
+        outcome = self.work.record(claim, outcome)
         reason = {} if outcome.reason is None else {"reason": outcome.reason}
         self.claims.finish(
             claim,

@@ -23,6 +23,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import TrialState
 
 from storage.errors import TakenOverError
+from storage.exhibits import attributes_text
 from storage.patience import Patience
 from storage.record import File
 
@@ -227,6 +228,15 @@ class Claims:
         """
         listed = json.dumps([file.model_dump() for file in files])
         self._held(claim, "publish_fold", ":fold, :score, cast(:files as jsonb)", fold=fold, score=score, files=listed)
+
+    def attach(self, claim: Claim, attributes: Mapping[str, str]) -> None:
+        """
+        Attach what the trial shows once it is finished, see `storage.exhibits`, in place of what earlier attempts attached.
+
+        Raises:
+            TakenOverError: The claim is somebody else's by now.
+        """
+        self._held(claim, "attach", "cast(:attributes as jsonb)", attributes=attributes_text(attributes))
 
     def finish(
         self,

@@ -108,6 +108,24 @@ def stop(engine: sa.Engine, study_id: int, reason: str) -> None:
     _row(engine, "select mammography.stop(:study, :reason)", study=study_id, reason=reason)
 
 
+def check_idle(engine: sa.Engine, study_id: int, name: str, grace_s: float) -> None:
+    """Accept a study at which nobody works: no worker that holds a claim has shown life lately. Raises StudyInUseError."""
+    with engine.connect() as connection:
+        _check_idle(connection, study_id, name, grace_s)
+
+
+def _check_idle(connection: sa.Connection, study_id: int, name: str, grace_s: float) -> None:
+    at_work = connection.scalar(
+        sa.text(
+            "select count(*) from mammography.claim where study_id = :study and token is not null"
+            " and heartbeat_at + make_interval(secs => :grace) > clock_timestamp()"
+        ),
+        {"study": study_id, "grace": grace_s},
+    )
+    if at_work:
+        raise StudyInUseError(name, at_work)
+
+
 def delete(engine: sa.Engine, study_id: int, name: str, grace_s: float) -> None:
     """
     Remove a study from the database, Optuna's rows of it and ours.
@@ -118,23 +136,15 @@ def delete(engine: sa.Engine, study_id: int, name: str, grace_s: float) -> None:
     Raises:
         StudyInUseError: A worker that holds a claim has shown life within the grace period; nothing is removed.
     """
-    values = {"study": study_id, "grace": grace_s}
+    values = {"study": study_id}
     with engine.begin() as connection:
         connection.execute(sa.text("select from studies where study_id = :study for update"), values)
-        at_work = connection.scalar(
-            sa.text(
-                "select count(*) from mammography.claim where study_id = :study and token is not null"
-                " and heartbeat_at + make_interval(secs => :grace) > clock_timestamp()"
-            ),
-            values,
-        )
-        if at_work:
-            raise StudyInUseError(name, at_work)
+        _check_idle(connection, study_id, name, grace_s)
         for table in _OF_TRIALS:
             of_study = "trial_id in (select trial_id from trials where study_id = :study)"
-            connection.execute(sa.text(f"delete from {table} where {of_study}"), values)  # noqa: S608 - names from above
+            connection.execute(sa.text(f"delete from {table} where {of_study}"), values)  # nosec # noqa: S608 - names from above
         for table in _OF_STUDIES:
-            connection.execute(sa.text(f"delete from {table} where study_id = :study"), values)  # noqa: S608 - the same
+            connection.execute(sa.text(f"delete from {table} where study_id = :study"), values)  # nosec # noqa: S608 - the same
 
 
 def _row(engine: sa.Engine, statement: str, **values: Any) -> tuple[Any, ...]:

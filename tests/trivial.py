@@ -43,8 +43,9 @@ class Trivial:
         self.claims.settle_parameters(claim, {"x": x}, SPACE)
         return x
 
-    def record(self, claim: Claim, outcome: Outcome) -> None:
-        """Do nothing."""
+    def record(self, claim: Claim, outcome: Outcome) -> Outcome:  # noqa: ARG002 - it leaves no file
+        """Return how it ended."""
+        return outcome
 
     def settle(self, claim: Claim) -> None:
         """Do nothing."""
@@ -56,8 +57,9 @@ class Trivial:
     def forget(self) -> None:
         """Do nothing."""
 
-    def tidy(self) -> None:
-        """Do nothing."""
+    def tidy(self) -> bool:
+        """Return that there is nothing to do."""
+        return False
 
 
 def make_study(storage: StudyStorage, limits: ledger.Limits, name: str = "s") -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,7 @@ def read_history(folder: Path) -> tuple[EpochRecord, ...]:
 def write_curves(folder: Path, histories: Sequence[tuple[EpochRecord, ...]]) -> None:
     """Write `training_curves.png`: what the folds, or the one, looked like over their epochs."""
     with written_whole(folder / "training_curves.png") as temporary:
-        pictures.draw_curves(histories, temporary)
+        pictures.draw_curves(dict(enumerate(histories)), temporary)
 
 
 def write_fold(folder: Path, result: FoldResult, best: EpochRecord, predictions: Predictions) -> None:
@@ -117,6 +117,22 @@ def read_fold(folder: Path) -> FoldResult:
     return ValMetrics.model_validate_json((folder / "metrics" / "val_metrics.json").read_bytes()).result()
 
 
+def pool(predictions: Mapping[int, Predictions]) -> tuple[Predictions, list[int]]:
+    """Return the predictions of all folds, by fold at least one, sorted by image, and the fold of each."""
+    parts = predictions.values()
+    images = [image for part in parts for image in part.images]
+    patients = [patient for part in parts for patient in part.patients]
+    origin = [fold for fold, part in predictions.items() for _ in part.images]
+    order = sorted(range(len(images)), key=images.__getitem__)
+    pooled = Predictions(
+        images=tuple(images[i] for i in order),
+        patients=tuple(patients[i] for i in order),
+        labels=np.concatenate([part.labels for part in parts])[order],
+        probabilities=np.concatenate([part.probabilities for part in parts])[order],
+    )
+    return pooled, [origin[i] for i in order]
+
+
 def _metrics_table(metrics: Metrics) -> str:
     """Return the numbers of *metrics* as CSV: metric, class (empty where it is of all), value (empty where undefined)."""
     rows = ["metric,class,value"]
@@ -143,17 +159,24 @@ def write_predictions(
         class_names: in label order.
         folds: N folds, for a last column; None for no such column.
     """
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        print_predictions(stream, predictions, class_names, folds)
+
+
+def print_predictions(
+    stream: TextIO, predictions: Predictions, class_names: tuple[str, ...], folds: Iterable[int] | None = None
+) -> None:
+    """Print into *stream* what `write_predictions` writes."""
     last = [] if folds is None else ["fold"]
     tails: Iterable[list[int]] = ([] for _ in predictions.images) if folds is None else ([fold] for fold in folds)
-    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([*_LEADING, *(f"p_{name}" for name in class_names), *last])
-        rows = zip(
-            predictions.images, predictions.patients, predictions.labels, predictions.probabilities, tails, strict=True
-        )
-        for image, patient, label, row, tail in rows:
-            prediction = class_names[int(row.argmax())]
-            writer.writerow([image, patient, class_names[label], prediction, *(repr(float(p)) for p in row), *tail])
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*_LEADING, *(f"p_{name}" for name in class_names), *last])
+    rows = zip(
+        predictions.images, predictions.patients, predictions.labels, predictions.probabilities, tails, strict=True
+    )
+    for image, patient, label, row, tail in rows:
+        prediction = class_names[int(row.argmax())]
+        writer.writerow([image, patient, class_names[label], prediction, *(repr(float(p)) for p in row), *tail])
 
 
 def read_predictions(path: Path, class_names: tuple[str, ...]) -> Predictions:

@@ -6,11 +6,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from trainer.artifacts import (
     PREDICTIONS,
-    Predictions,
+    pool,
     read_fold,
     read_history,
     read_predictions,
@@ -116,8 +114,9 @@ def _published(folder: RunFolder, fold: int) -> Path:
 def _summarise(published: list[Path], class_names: tuple[str, ...], path: Path) -> CrossValidation:
     """Write what concerns all folds into *path* and return it."""
     results = tuple(read_fold(folder) for folder in published)
-    predictions = [read_predictions(folder / PREDICTIONS, class_names) for folder in published]
-    together, origin = _pool(predictions)
+    together, origin = pool(
+        {fold: read_predictions(folder / PREDICTIONS, class_names) for fold, folder in enumerate(published)}
+    )
     write_predictions(path / "oof_predictions.csv", together, class_names, folds=origin)
     write_curves(path, [read_history(folder) for folder in published])
     pooled = evaluate(together.labels, together.probabilities, class_names)
@@ -152,18 +151,3 @@ def _numbers(metrics: Metrics) -> dict[str, float | None]:
         for name, value in numbers.model_dump().items()
     }
     return {**overall, **by_class}
-
-
-def _pool(predictions: list[Predictions]) -> tuple[Predictions, list[int]]:
-    """Return the predictions of all folds, sorted by image, and the fold of each."""
-    images = [image for part in predictions for image in part.images]
-    patients = [patient for part in predictions for patient in part.patients]
-    origin = [fold for fold, part in enumerate(predictions) for _ in part.images]
-    order = sorted(range(len(images)), key=images.__getitem__)
-    pooled = Predictions(
-        images=tuple(images[i] for i in order),
-        patients=tuple(patients[i] for i in order),
-        labels=np.concatenate([part.labels for part in predictions])[order],
-        probabilities=np.concatenate([part.probabilities for part in predictions])[order],
-    )
-    return pooled, [origin[i] for i in order]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,14 +15,14 @@ _DPI = 110
 _BARS = ("precision", "recall", "f1")
 
 
-def draw_metrics(metrics: Metrics, path: Path, title: str) -> None:
-    """Draw the confusion matrix and the bars per class of *metrics* into the PNG *path*."""
+def draw_metrics(metrics: Metrics, target: Path | IO[bytes], title: str) -> None:
+    """Draw the confusion matrix and the bars per class of *metrics* as a PNG into *target*."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_confusion(left, metrics)
     _draw_bars(right, metrics)
     figure.suptitle(f"{title}: balanced accuracy adjusted {_shown(metrics.balanced_acc_adj)}")
-    figure.savefig(path, format="png", dpi=_DPI)
+    figure.savefig(target, format="png", dpi=_DPI)
 
 
 def _draw_confusion(axes: Axes, metrics: Metrics) -> None:
@@ -50,11 +51,11 @@ def _draw_bars(axes: Axes, metrics: Metrics) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=len(_BARS), frameon=False)
 
 
-def draw_curves(histories: Sequence[tuple[EpochRecord, ...]], path: Path) -> None:
-    """Draw loss and balanced accuracy of each fold over its epochs into the PNG *path*; the best epoch has a dot."""
+def draw_curves(histories: Mapping[int, tuple[EpochRecord, ...]], target: Path | IO[bytes]) -> None:
+    """Draw loss and balanced accuracy of each fold over its epochs as a PNG into *target*; the best epoch has a dot."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     losses, scores = figure.subplots(1, 2)
-    for fold, history in enumerate(histories):
+    for fold, history in histories.items():
         colour = f"C{fold % 10}"
         epochs = [record.epoch for record in history]
         # Dots, since a line through one epoch cannot be seen.
@@ -68,7 +69,7 @@ def draw_curves(histories: Sequence[tuple[EpochRecord, ...]], path: Path) -> Non
     losses.set(xlabel="epoch", ylabel="nats", title="loss (dotted: training)")
     scores.set(xlabel="epoch", title="validation balanced accuracy, adjusted for chance")
     losses.legend(frameon=False)
-    figure.savefig(path, format="png", dpi=_DPI)
+    figure.savefig(target, format="png", dpi=_DPI)
 
 
 def _number(value: float | None) -> float:

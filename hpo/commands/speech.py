@@ -66,6 +66,7 @@ def exit_code(error: Exception) -> int:
         searching.NotTheStudysEmbeddingsError,
         searching.NoDataPlaceError,
         searching.QueuedValueError,
+        storing.ArtifactPlaceError,
         storing.DatabaseUrlError,
         storing.StudyExistsError,
         storing.StudyFolderError,

@@ -120,14 +120,15 @@ def study_stop(everywhere: Everywhere, /, name: str) -> int:
 @everywhere
 @click.pass_obj
 def study_delete(everywhere: Everywhere, /, name: str, *, yes: bool) -> int:
-    """Remove study NAME from the database, and its output folder. Decoded data stay."""
+    """Remove study NAME from the database, its artifacts, and its output folder. Decoded data stay."""
     from hpo import steering
+    from storage.artifact_store import open_artifacts
 
     _, found = everywhere.study(name, "study")
     count, folder = len(found.trials), found.folder.path
     if not yes:
         files = f"the link {folder}" if folder.is_symlink() else f"the folder {folder}"
         return say(f"study {name!r}: --yes would remove its {count} trials from the database, and {files}", WRONG_INPUT)
-    steering.delete(found)
+    steering.delete(found, open_artifacts(everywhere.settings().artifacts))
     click.echo(f"{name}: removed, {count} trials and {folder}")
     return DONE

@@ -2,7 +2,7 @@
 -- gets nothing written. Each may be called again when the answer was lost: what is done is found done.
 
 -- Whether the attempt may write to the trial; it then stays so until the end of the transaction.
-create function mammography.holds(p_trial int, p_token uuid) returns boolean language plpgsql as $$
+create or replace function mammography.holds(p_trial int, p_token uuid) returns boolean language plpgsql as $$
 begin
     perform 1 from mammography.claim where trial_id = p_trial and token = p_token for update;
     if not found then
@@ -14,7 +14,7 @@ begin
 end $$;
 
 -- Show life. Only the claim is locked: the next beat is soon.
-create function mammography.beat(p_trial int, p_token uuid) returns boolean language plpgsql as $$
+create or replace function mammography.beat(p_trial int, p_token uuid) returns boolean language plpgsql as $$
 begin
     update mammography.claim set heartbeat_at = clock_timestamp() where trial_id = p_trial and token = p_token;
     return found;
@@ -23,7 +23,7 @@ end $$;
 -- End an attempt and let its claim go. Called with the claim locked.
 -- p_died: the trial's worker died or gave up; after three such attempts in a row without an epoch the trial fails for good,
 -- with p_reason.
-create function mammography.let_go(
+create or replace function mammography.let_go(
     p_trial int, p_token uuid, p_ending text, p_at timestamptz, p_died boolean,
     p_reason text default 'three attempts in a row died without finishing an epoch'
 )
@@ -42,6 +42,7 @@ begin
         end
     where trial_id = p_trial returning barren into v_barren;
     if p_died and v_barren >= 3 then
+        perform mammography.detach(p_trial);  -- what it says of another end: whoever is idle says how it ended
         update trials set state = 'FAIL', datetime_complete = timezone('utc', clock_timestamp())
         where trial_id = p_trial and state = 'RUNNING';
         insert into trial_user_attributes (trial_id, key, value_json)
@@ -51,7 +52,7 @@ begin
 end $$;
 
 -- Store what decides the bits of the trial, unless an earlier attempt did; return it with whether the claim holds.
-create function mammography.settle_resolution(
+create or replace function mammography.settle_resolution(
     p_trial int, p_token uuid, p_resolution jsonb, p_device_kind text, out held boolean, out stored jsonb
 ) language plpgsql as $$
 begin
@@ -66,7 +67,7 @@ end $$;
 
 -- Store all parameters at once, the way Optuna does. p_params: name, value (internal), distribution (JSON as text) of each.
 -- outcome: stored; there (the trial has parameters); taken (another trial of the study has the same); gone
-create function mammography.settle_parameters(p_trial int, p_token uuid, p_configuration text, p_params jsonb)
+create or replace function mammography.settle_parameters(p_trial int, p_token uuid, p_configuration text, p_params jsonb)
 returns text language plpgsql as $$
 begin
     if not mammography.holds(p_trial, p_token) then
@@ -84,7 +85,7 @@ exception when unique_violation then
 end $$;
 
 -- Record that an epoch is finished and saved: the trial advances. An epoch of score null has none.
-create function mammography.advance(
+create or replace function mammography.advance(
     p_trial int, p_token uuid, p_fold int, p_epoch int, p_score double precision, p_seconds double precision,
     p_images_per_second double precision
 ) returns boolean language plpgsql as $$
@@ -102,7 +103,7 @@ begin
 end $$;
 
 -- Record an epoch that an earlier attempt saved and died before it could say so, unless it did.
-create function mammography.resume(
+create or replace function mammography.resume(
     p_trial int, p_token uuid, p_fold int, p_epoch int, p_score double precision, p_seconds double precision,
     p_images_per_second double precision
 ) returns boolean language plpgsql as $$
@@ -124,7 +125,7 @@ begin
 end $$;
 
 -- Settle the number of a fold, and report it to Optuna: its step is the fold.
-create function mammography.publish_fold(p_trial int, p_token uuid, p_fold int, p_score double precision, p_files jsonb)
+create or replace function mammography.publish_fold(p_trial int, p_token uuid, p_fold int, p_score double precision, p_files jsonb)
 returns boolean language plpgsql as $$
 begin
     if not mammography.holds(p_trial, p_token) then
@@ -140,7 +141,7 @@ begin
 end $$;
 
 -- Tell Optuna how the trial ended, and let the claim go. p_state: Optuna's name of it.
-create function mammography.finish(
+create or replace function mammography.finish(
     p_trial int, p_token uuid, p_ending text, p_state text, p_value double precision, p_attributes jsonb, p_spends_budget boolean
 ) returns boolean language plpgsql as $$
 begin
@@ -165,7 +166,7 @@ begin
 end $$;
 
 -- Give an unfinished trial back: another worker may take it up at once.
-create function mammography.release(p_trial int, p_token uuid, p_ending text, p_died boolean, p_reason text)
+create or replace function mammography.release(p_trial int, p_token uuid, p_ending text, p_died boolean, p_reason text)
 returns boolean language plpgsql as $$
 begin
     if not mammography.holds(p_trial, p_token) then

@@ -1,6 +1,6 @@
 -- Free what dead workers hold, and take in what dead scripts left. Called under the study row's lock.
 -- After an outage every heartbeat is old: nothing is lost before one grace period has passed since the server started.
-create function mammography.repair(p_study int, p_grace interval) returns void language plpgsql as $$
+create or replace function mammography.repair(p_study int, p_grace interval) returns void language plpgsql as $$
 declare
     lost record;
     orphan record;
@@ -46,7 +46,7 @@ begin
 end $$;
 
 -- The same for a launcher, which claims nothing.
-create function mammography.repair_alone(p_study int, p_grace interval) returns void language plpgsql as $$
+create or replace function mammography.repair_alone(p_study int, p_grace interval) returns void language plpgsql as $$
 begin
     perform 1 from studies where study_id = p_study for update;
     if found then
@@ -60,7 +60,7 @@ end $$;
 -- outcome: claimed; lost (this very token was given a trial, and lost it before the answer arrived); wait (others still work
 -- on the last trials); device (what is left was begun on another kind of device); else why nothing will ever come: spent,
 -- exhausted, stopped, deleted
-create function mammography.claim_trial(
+create or replace function mammography.claim_trial(
     p_study int, p_token uuid, p_worker text, p_device text, p_device_kind text, p_gpus double precision,
     p_environment jsonb, p_grace interval, p_repair boolean,
     out outcome text, out trial int, out trial_number int, out attempt_number int

@@ -2,7 +2,7 @@
 
 -- Queue a configuration. p_fixed: values by name, as Optuna's own queue stores them; p_configuration: the same, canonical,
 -- if it is a whole configuration, which is thereby taken. twin: the trial that has it already; then nothing is queued.
-create function mammography.enqueue(p_study int, p_fixed text, p_configuration text, out number int, out twin int)
+create or replace function mammography.enqueue(p_study int, p_fixed text, p_configuration text, out number int, out twin int)
 language plpgsql as $$
 declare
     v_trial int;
@@ -21,7 +21,7 @@ end $$;
 
 -- Add a finished trial of another study, with its fold scores: the sampler and pruning learn from it, the budget does not
 -- pay for it. p_params as in settle_parameters. Nothing is added, and null returned, if a trial has this configuration.
-create function mammography.add_finished(
+create or replace function mammography.add_finished(
     p_study int, p_state text, p_value double precision, p_configuration text, p_params jsonb, p_scores jsonb, p_attributes jsonb
 ) returns int language plpgsql as $$
 declare
@@ -51,7 +51,7 @@ exception when unique_violation then
 end $$;
 
 -- Give a study more to do; nulls change nothing. A study that was stopped goes on.
-create function mammography.extend(p_study int, p_trials int, p_hours double precision, p_gpu_hours double precision, p_deadline timestamptz)
+create or replace function mammography.extend(p_study int, p_trials int, p_hours double precision, p_gpu_hours double precision, p_deadline timestamptz)
 returns void language plpgsql as $$
 begin
     perform 1 from studies where study_id = p_study for update;
@@ -63,7 +63,7 @@ begin
 end $$;
 
 -- Let nothing more begin in a study; what has begun is finished. The first reason stays.
-create function mammography.stop(p_study int, p_reason text) returns void language plpgsql as $$
+create or replace function mammography.stop(p_study int, p_reason text) returns void language plpgsql as $$
 begin
     perform 1 from studies where study_id = p_study for update;
     update mammography.study set stop_reason = coalesce(stop_reason, p_reason) where study_id = p_study;

@@ -1,5 +1,5 @@
 -- How far a study is. Exact under the study row's lock; a glance without it.
-create function mammography.tally(
+create or replace function mammography.tally(
     p_study int,
     out trials int, out spent int, out running int, out waiting int, out configurations int,
     out busy_s double precision, out gpu_s double precision
@@ -31,7 +31,7 @@ end $$;
 
 -- Why nothing more may begin in a study: stopped, spent, exhausted; null if something may.
 -- A trial counts as soon as it runs, so that the budget is exact.
-create function mammography.limit_reached(p_study int) returns text language plpgsql stable as $$
+create or replace function mammography.limit_reached(p_study int) returns text language plpgsql stable as $$
 declare
     study mammography.study;
     tally record;
@@ -50,7 +50,7 @@ end $$;
 
 -- Move the trials that are finished for ever, up to the first that is not, from the tally's rest into what is settled.
 -- Called under the study row's lock.
-create function mammography.settle(p_study int) returns void language plpgsql as $$
+create or replace function mammography.settle(p_study int) returns void language plpgsql as $$
 declare
     before int;
     upto int;

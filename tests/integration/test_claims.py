@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from storage import ledger, steering
+from storage import exhibits, ledger, steering
 from storage.claims import Claim, Claims, Ending, Idle, Progress
 from storage.errors import ConfigurationTakenError, TakenOverError
 from storage.heartbeat import Heartbeat
@@ -620,3 +621,46 @@ def test_claim_that_was_lost_before_its_answer_arrived_is_made_anew(make_study: 
     assert claimed(impatient(claims)).number == first.number
     assert claims._claim(token) is None
     assert claimed(claims).number == 1
+
+
+def attached(storage: StudyStorage, claim: Claim) -> dict[str, str]:
+    """Return what was attached to a trial."""
+    with storage.engine.connect() as connection:
+        rows = connection.execute(
+            sa.text("select key, value_json from trial_system_attributes where trial_id = :id order by 1"),
+            {"id": claim.trial_id},
+        )
+        return {key: json.loads(value) for key, value in rows}
+
+
+def test_what_a_trial_shows_is_attached_under_its_token(storage: StudyStorage, make_study: MakeStudy) -> None:
+    """In place of what an earlier attempt attached, and as often as the call is made; who lost the trial attaches nothing."""
+    claims = make_study(1)
+    late = claimed(claims)
+    first = dict([exhibits.artifact_attribute(exhibits.artifact_id(late.token, name), name) for name in exhibits.FILES])
+    claims.attach(late, {exhibits.NOTE: "first \x00\u2603", **first})
+    assert attached(storage, late) == {exhibits.NOTE: "first \u2603", **first}
+    make_stale(claims, late)
+    claim = claimed(impatient(claims))
+    with pytest.raises(TakenOverError):
+        claims.attach(late, {exhibits.NOTE: "late"})
+    for _ in range(2):
+        claims.attach(claim, {exhibits.NOTE: "second"})
+    assert attached(storage, claim) == {exhibits.NOTE: "second"}
+    claims.finish(claim, Ending.COMPLETE, value=0.5, attributes={})
+    with pytest.raises(TakenOverError):
+        claims.attach(claim, {exhibits.NOTE: "third"})
+    assert attached(storage, claim) == {exhibits.NOTE: "second"}
+
+
+def test_what_a_finished_trial_shows_is_attached_once(storage: StudyStorage, make_study: MakeStudy) -> None:
+    """By whoever is idle first, and to no trial that somebody still works on."""
+    claims = make_study(2)
+    done, running = claimed(claims), claimed(claims)
+    claims.finish(done, Ending.PRUNED, attributes={})
+    assert exhibits.unshown(claims.engine, claims.study_id) == [done.trial_id]
+    assert exhibits.attach_late(claims.engine, done.trial_id, {exhibits.NOTE: "a"})
+    assert not exhibits.attach_late(claims.engine, done.trial_id, {exhibits.NOTE: "b"})
+    assert not exhibits.attach_late(claims.engine, running.trial_id, {exhibits.NOTE: "a"})
+    assert (attached(storage, done), attached(storage, running)) == ({exhibits.NOTE: "a"}, {})
+    assert exhibits.unshown(claims.engine, claims.study_id) == []

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -12,10 +14,14 @@ from optuna.storages import BaseStorage
 from optuna.testing.pytest_storages import StorageTestCase
 from sqlalchemy import URL
 
+from storage import exhibits
+from storage.claims import Claim, Ending
 from storage.database import open_database
 from storage.errors import DatabaseUnavailableError, SchemaVersionError, StorageError
+from storage.ledger import Limits
 from storage.schema import SCHEMA_VERSION
 from storage.study_storage import open_storage
+from tests.trivial import SPACE, claims_of, make_study
 
 PROJECT = Path(__file__).parents[2]
 
@@ -97,13 +103,66 @@ def test_braces_in_the_password(database_url: URL) -> None:
     storage.engine.dispose()
 
 
-def test_our_tables_of_another_version_are_refused(database_url: URL) -> None:
-    """Tables that this program does not understand are not touched."""
+@pytest.mark.parametrize("version", [1, 999])
+def test_our_tables_of_another_version_are_refused(database_url: URL, version: int) -> None:
+    """Tables that this program does not understand, of an older or of a newer one, are not touched."""
     open_storage(database_url, application_name="test").engine.dispose()
-    run_sql(database_url, "update mammography.schema_version set version = 999")
-    with pytest.raises(SchemaVersionError, match="mammography-hpo's tables of version 999") as caught:
+    run_sql(database_url, f"update mammography.schema_version set version = {version}")  # noqa: S608 - a number from above
+    with pytest.raises(SchemaVersionError, match=f"mammography-hpo's tables of version {version};") as caught:
         open_storage(database_url, application_name="test")
-    assert caught.value.found == "999"
+    assert caught.value.found == str(version)
+
+
+def make_version_2(url: URL) -> None:
+    """Take from our tables what version 2 had not yet: what finished trials show."""
+    functions = ("detach(int)", "attach_all(int, jsonb)", "attach(int, uuid, jsonb)", "attach_late(int, jsonb)")
+    run_sql(url, "".join(f"drop function mammography.{each};" for each in functions))
+    run_sql(url, "update mammography.schema_version set version = 2")
+
+
+def test_an_upgrade_keeps_the_data_and_lets_workers_work(database_url: URL, caplog: pytest.LogCaptureFixture) -> None:
+    """Several processes that open version 2 at once upgrade it once; a worker of before goes on with the trial that it has."""
+    before = open_storage(database_url, application_name="worker of before")
+    study_id = make_study(before, Limits(2))
+    make_version_2(database_url)
+    claims = claims_of(before, study_id)
+    claim = claims.claim()
+    assert isinstance(claim, Claim)
+    claims.settle_parameters(claim, {"x": 0.5}, SPACE)
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(8) as openers:
+        opened = list(openers.map(lambda _: open_storage(database_url, application_name="test"), range(8)))
+    assert caplog.text.count("tables upgraded from version 2 to") == 1
+    claims.publish_fold(claim, 0, 0.5, ())
+    claims.finish(claim, Ending.COMPLETE, value=0.5, attributes={})
+    (trial,) = opened[0].optuna.get_all_trials(study_id)
+    assert (trial.value, trial.params, trial.intermediate_values) == (0.5, {"x": 0.5}, {0: 0.5})
+    assert exhibits.attach_late(opened[0].engine, claim.trial_id, {exhibits.NOTE: "hello"})
+    assert run_sql(database_url, "select version from mammography.schema_version") == [(SCHEMA_VERSION,)]
+    for each in (before, *opened):
+        each.engine.dispose()
+
+
+def test_an_upgrade_makes_what_a_new_database_has(database_url: URL) -> None:
+    """Function by function, table by table."""
+    open_storage(database_url, application_name="test").engine.dispose()
+    new = describe(database_url)
+    make_version_2(database_url)
+    assert describe(database_url) != new
+    open_storage(database_url, application_name="test").engine.dispose()
+    assert describe(database_url) == new
+
+
+def describe(url: URL) -> list[sa.Row[tuple[object, ...]]]:
+    """Return the functions and the columns of our schema."""
+    functions = (
+        "select pg_get_functiondef(p.oid) from pg_proc p join pg_namespace n on n.oid = pronamespace"
+        " where nspname = 'mammography' order by 1"
+    )
+    columns = (
+        "select table_name, column_name, data_type, is_nullable, column_default from information_schema.columns"
+        " where table_schema = 'mammography' order by 1, 2"
+    )
+    return [*run_sql(url, functions), *run_sql(url, columns)]
 
 
 def test_optunas_tables_of_another_version_are_refused(database_url: URL) -> None:

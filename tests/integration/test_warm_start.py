@@ -21,6 +21,7 @@ from hpo.study_file import StudyFile
 from hpo.warm_start import Inheritance, queue_best, take_over
 from storage import ledger, steering
 from storage.claims import Claim, Claims, Ending
+from storage.exhibits import NOTE
 from storage.record import TrialRecord
 from storage.study_storage import StudyStorage, open_storage
 from storage.tree import OutputTree
@@ -105,10 +106,12 @@ def write_record(study: Study, claim_number: int) -> None:
     folder.record.write_text(record.model_dump_json())
 
 
-def test_trials_of_the_same_experiment_come_with_their_scores(make_study: MakeStudy, tree: OutputTree) -> None:
+def test_trials_of_the_same_experiment_come_with_their_scores(
+    make_study: MakeStudy, tree: OutputTree, database_url: sa.URL
+) -> None:
     """
-    Complete and pruned ones, at no cost to the budget, and the best of them is the best here, with a record that says where
-    its files are. A second call changes nothing.
+    Complete and pruned ones, at no cost to the budget, and the best of them is the best here, with a record and a note that
+    say where its files are. A second call changes nothing.
     """
     old = make_study("old")
     searched(old)
@@ -134,6 +137,12 @@ def test_trials_of_the_same_experiment_come_with_their_scores(make_study: MakeSt
     assert record["seeds"]["trial"] == 5
     with pytest.raises(NotReplayableError, match="trial 5 of study 'old'"):
         recall(new, best.number)
+
+    storage = open_storage(database_url, application_name="test")
+    note = storage.optuna.get_trial_system_attrs(best._trial_id)[NOTE]
+    storage.engine.dispose()
+    assert note.startswith("**0.5000**")
+    assert "Taken over from trial 5 of study old" in note
 
     again = start_from(new, old, tree)
     assert (again.numbers, again.there, len(new.trials)) == ((), 7, 7)

@@ -12,17 +12,26 @@ import contextlib
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from trainer.data.records import ImageRecord
 from trainer.errors import DataError
 
 KEY_FILE = "pseudonyms.key"
 _KEY_BYTES = 32
 _DIGITS = 16
+_TELLING = 5
+"""Characters from which on an identifier is replaced wherever it stands alone: a shorter one may be a number of ours."""
+_ALONE = r"(?<![A-Za-z0-9])(?<!\d\.)(?:{})(?![A-Za-z0-9])(?!\.\d)"
+_NAMED = r"(?<=[/\\'\"])(?:{})(?=[/\\'\"])"
+"""Between slashes or quotes."""
+_PSEUDONYM = re.compile(rf"(?:patient|accession|image)-[0-9a-f]{{{_DIGITS}}}")
 
 
 class Naming(Protocol):
@@ -93,12 +102,68 @@ class Pseudonyms:
         return hmac.new(self.key, message, hashlib.sha256).hexdigest()[:_DIGITS]
 
 
+@dataclass(frozen=True)
+class Disguise:
+    """
+    Texts for other eyes: every identifier of a data set stands there under its pseudonym.
+
+    An identifier is replaced wherever it stands alone, not as a part of a longer word or number; one of less than five
+    characters only between slashes or quotes, for in a text `12` may be an epoch. What is below the archive's root is
+    replaced whether it is known or not, up to the next blank. Not found is what the data set does not know: a PatientID beside
+    the label file's own patient, or a name that a library quotes from a header.
+    """
+
+    pseudonyms: Pseudonyms
+    root: Path
+    """Of the archive."""
+    identifiers: Mapping[str, Callable[[str], str]]
+    """What each is called by: one of the pseudonyms' methods."""
+
+    @classmethod
+    def of(
+        cls, pseudonyms: Pseudonyms, root: Path, records: Iterable[ImageRecord], rejected: Iterable[str]
+    ) -> Disguise:
+        """
+        Return the disguise of a data set.
+
+        Args:
+            pseudonyms: What identifiers are called.
+            root: Of the archive.
+            records: Images that are used: path, accession number and patient of each are identifiers.
+            rejected: Images and labels that are not.
+        """
+        identifiers: dict[str, Callable[[str], str]] = dict.fromkeys(rejected, pseudonyms.path)
+        records = tuple(records)
+        identifiers.update((record.path, pseudonyms.path) for record in records)
+        identifiers.update((record.accession, pseudonyms.accession) for record in records)
+        identifiers.update((record.patient, pseudonyms.patient) for record in records)
+        identifiers.pop("", None)
+        return cls(pseudonyms, root, identifiers)
+
+    def text(self, text: str) -> str:
+        """Return *text* with pseudonyms in place of identifiers."""
+        # First the few that occur: one expression of all would take longer than a trial has time.
+        found = sorted((each for each in self.identifiers if each in text), key=len, reverse=True)
+        for pattern, names in (
+            (_ALONE, [name for name in found if len(name) >= _TELLING]),
+            (_NAMED, [name for name in found if len(name) < _TELLING]),
+        ):
+            if names:
+                expression = pattern.format("|".join(map(re.escape, names)))
+                text = re.sub(expression, lambda match: self.identifiers[match[0]](match[0]), text)
+        return re.sub(rf"({re.escape(str(self.root))}/)([^\s'\",;:)]+)", self._below_root, text)
+
+    def _below_root(self, match: re.Match[str]) -> str:
+        name = match[2]
+        return match[1] + (name if _PSEUDONYM.fullmatch(name) else self.pseudonyms.path(name))
+
+
 def choose_naming(folder: Path, *, pseudonyms: bool) -> Naming:
     """Return what identifiers are called: by *pseudonyms* of the key in *folder*, or as they are. Raises DataError."""
-    return _read_or_make_key(folder) if pseudonyms else AsTheArchive()
+    return read_or_make_key(folder) if pseudonyms else AsTheArchive()
 
 
-def _read_or_make_key(folder: Path) -> Pseudonyms:
+def read_or_make_key(folder: Path) -> Pseudonyms:
     """
     Return the pseudonyms of the key in *folder*, which is made, readable by its owner alone, if there is none.
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from trainer.data.naming import KEY_FILE, AsTheArchive, choose_naming
+from trainer.data.naming import KEY_FILE, AsTheArchive, Disguise, Pseudonyms, choose_naming
+from trainer.data.records import ImageRecord
 from trainer.errors import DataError
 
 
@@ -49,3 +51,57 @@ def test_as_the_archive(tmp_path: Path) -> None:
     assert naming == AsTheArchive()
     assert (naming.patient("1"), naming.accession("2"), naming.path("3/4")) == ("1", "2", "3/4")
     assert not list(tmp_path.iterdir())
+
+
+PSEUDONYMS = Pseudonyms(b"k" * 32)
+
+
+def disguise() -> Disguise:
+    """Return the disguise of an archive with long and short identifiers."""
+    records = [
+        ImageRecord("0000173/L_CC.dcm", "", "0000173", "P_00820", 0, None, None),
+        ImageRecord("12/R (old).dcm", "", "12", "7", 1, None, None),
+        ImageRecord("mdb001.pgm", "", "mdb001", "12345", 1, None, None),
+    ]
+    return Disguise.of(PSEUDONYMS, Path("/data/archive"), records, ["0000999"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cannot read 0000173/L_CC.dcm: short", f"cannot read {PSEUDONYMS.path('0000173/L_CC.dcm')}: short"),
+        ("/data/archive/12/R (old).dcm is gone", f"/data/archive/{PSEUDONYMS.path('12/R (old).dcm')} is gone"),
+        ("'/data/archive/new/x.dcm'", f"'/data/archive/{PSEUDONYMS.path('new/x.dcm')}'"),
+        ("accession 0000173, 0000999", f"accession {PSEUDONYMS.accession('0000173')}, {PSEUDONYMS.path('0000999')}"),
+        ("folder x/0000173/y", f"folder x/{PSEUDONYMS.accession('0000173')}/y"),
+        ("P_00820_RIGHT and P_00820", f"{PSEUDONYMS.patient('P_00820')}_RIGHT and {PSEUDONYMS.patient('P_00820')}"),
+        ("patient '7', key \"12\"", f"patient '{PSEUDONYMS.patient('7')}', key \"{PSEUDONYMS.accession('12')}\""),
+        ("File 'a/12/b', line 12", f"File 'a/{PSEUDONYMS.accession('12')}/b', line 12"),
+        ("loss 0.12345 in fold 7, epoch 12, step 123456", "loss 0.12345 in fold 7, epoch 12, step 123456"),
+        ("xmdb001 00001730 1.12345.2 12345.5", "xmdb001 00001730 1.12345.2 12345.5"),
+        ("12345.", f"{PSEUDONYMS.patient('12345')}."),
+    ],
+)
+def test_identifiers_in_a_text_stand_under_their_pseudonyms(text: str, expected: str) -> None:
+    """The longest first, and none in a longer word or number; short ones only where nothing but a name can stand."""
+    assert disguise().text(text) == expected
+    assert disguise().text(expected) == expected
+
+
+def test_a_data_set_that_has_pseudonyms_already(tmp_path: Path) -> None:
+    """Its own names stay, and a path below the root that some error quotes does not."""
+    own = PSEUDONYMS.path("a.dcm")
+    known = Disguise.of(PSEUDONYMS, tmp_path, (), ())
+    assert known.text(f"{own} in {tmp_path}/{own}: {tmp_path}/b.dcm") == (
+        f"{own} in {tmp_path}/{own}: {tmp_path}/{PSEUDONYMS.path('b.dcm')}"
+    )
+
+
+def test_a_hundred_thousand_identifiers_take_no_time() -> None:
+    """A trial waits for it: a text is looked through in well under a second."""
+    records = [ImageRecord(f"{i:07d}/L_CC.dcm", "", f"{i:07d}", f"P{i:07d}", 0, None, None) for i in range(35_000)]
+    known = Disguise.of(PSEUDONYMS, Path("/data/archive"), records, ())
+    traceback = '  File "/opt/venv/lib/x.py", line 12, in f\n    return g(12)\n' * 50 + "at 0000012/L_CC.dcm"
+    began = time.perf_counter()
+    assert known.text(traceback).endswith(PSEUDONYMS.path("0000012/L_CC.dcm"))
+    assert time.perf_counter() - began < 1.0

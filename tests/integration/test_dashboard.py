@@ -8,8 +8,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar
+from pathlib import Path
 
 import optuna
 import psutil
@@ -17,8 +19,14 @@ import pytest
 from optuna.storages import BaseStorage
 from sqlalchemy import URL
 
-from hpo.dashboard import FAILURE_DELAY_S, Dashboard, serve
-from storage.study_storage import open_storage
+from hpo.address import Address
+from hpo.dashboard import Dashboard, serve
+from hpo.gate import FAILURE_DELAY_S
+from storage.artifact_store import open_artifacts
+from storage.study_storage import StudyStorage, open_storage
+from storage.tree import OutputTree
+from tests.exhibition import CSV, artifact, register, trial
+from tests.reverse_proxy import reverse_proxy
 
 PASSWORD = "päss wörd&=%"  # noqa: S105 - of a test
 
@@ -58,36 +66,51 @@ class Browser:
 
 
 @pytest.fixture
-def studies(database_url: URL) -> Iterator[BaseStorage]:
+def storage(database_url: URL) -> Iterator[StudyStorage]:
     """A storage with one study of one finished trial."""
-    storage = open_storage(database_url, application_name="dashboard")
-    study = optuna.create_study(study_name="density", storage=storage.optuna, direction="maximize")
+    opened = open_storage(database_url, application_name="dashboard")
+    study = optuna.create_study(study_name="density", storage=opened.optuna, direction="maximize")
     study.add_trial(optuna.trial.create_trial(value=0.6, user_attrs={"note": "kept"}))
-    yield storage.optuna
-    storage.engine.dispose()
+    yield opened
+    opened.engine.dispose()
 
 
-def running(studies: BaseStorage, *, writable: bool) -> Iterator[Dashboard]:
-    """Run a dashboard on a free port while a test uses it."""
-    dashboard = serve(studies, password=PASSWORD, port=0, writable=writable)
+@pytest.fixture
+def studies(storage: StudyStorage) -> BaseStorage:
+    """The same, as Optuna sees it."""
+    return storage.optuna
+
+
+def tree(folder: Path) -> OutputTree:
+    """Return the output tree of a test."""
+    return OutputTree(folder / "outputs")
+
+
+@contextmanager
+def running(dashboard: Dashboard) -> Iterator[Dashboard]:
+    """Run a dashboard while a test uses it."""
     thread = threading.Thread(target=dashboard.run)
     thread.start()
-    yield dashboard
-    dashboard.close()
-    thread.join(timeout=10)
+    try:
+        yield dashboard
+    finally:
+        dashboard.close()
+        thread.join(timeout=10)
     assert not thread.is_alive()
 
 
 @pytest.fixture
-def dashboard(studies: BaseStorage) -> Iterator[Dashboard]:
+def dashboard(storage: StudyStorage, tmp_path: Path) -> Iterator[Dashboard]:
     """A read-only dashboard."""
-    yield from running(studies, writable=False)
+    with running(serve(storage, tree(tmp_path), password=PASSWORD, port=0)) as served:
+        yield served
 
 
 @pytest.fixture
-def writable_dashboard(studies: BaseStorage) -> Iterator[Dashboard]:
+def writable_dashboard(storage: StudyStorage, tmp_path: Path) -> Iterator[Dashboard]:
     """A dashboard that may write."""
-    yield from running(studies, writable=True)
+    with running(serve(storage, tree(tmp_path), password=PASSWORD, port=0, writable=True)) as served:
+        yield served
 
 
 def test_nothing_without_the_password(dashboard: Dashboard) -> None:
@@ -258,9 +281,102 @@ def test_it_listens_on_loopback_only(dashboard: Dashboard) -> None:
     assert listening == {"127.0.0.1"}
 
 
-def test_a_taken_port_and_an_empty_password_are_refused(studies: BaseStorage) -> None:
+def test_a_taken_port_and_an_empty_password_are_refused(storage: StudyStorage, tmp_path: Path) -> None:
     """Neither a door without a lock nor a port that somebody else has."""
     with pytest.raises(ValueError, match="password"):
-        serve(studies, password="", port=0)
+        serve(storage, tree(tmp_path), password="", port=0)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
-        serve(studies, password=PASSWORD, port=taken.getsockname()[1])
+        serve(storage, tree(tmp_path), password=PASSWORD, port=taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_below_a_path_of_a_reverse_proxy(storage: StudyStorage, tmp_path: Path, strips: bool) -> None:
+    """Page, script, calls, redirects and writes work below the path, whether or not the proxy takes it away."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = Address.parse(f"http://127.0.0.1:{port}/lab/hpo")
+    served = serve(storage, tree(tmp_path), password=PASSWORD, port=0, writable=True, address=address)
+    assert served.url == f"http://127.0.0.1:{port}/lab/hpo/"
+    target = f"http://127.0.0.1:{served.port}"
+    with running(served), reverse_proxy(target, "/lab/hpo", strips=strips, port=port):
+        browser = Browser(served)
+        form = browser.ask("/dashboard/studies/1")
+        assert form.status == 401
+        assert 'action="/lab/hpo/login"' in form.text
+        assert browser.log_in(PASSWORD).status == 200
+        assert {cookie.path for cookie in browser.cookies} == {"/lab/hpo"}
+        page = browser.ask("/")  # redirected
+        assert ' src="/lab/hpo/static/bundle.js"' in page.text
+        script = browser.ask("/static/bundle.js")
+        assert 'url_prefix:"/lab/hpo/dashboard"' in script.text
+        assert browser.ask("/static/bundle.js", **{"If-None-Match": script.headers["Etag"]}).status == 304
+        (study,) = json.loads(browser.ask("/api/studies").text)["study_summaries"]
+        path = f"/api/studies/{study['study_id']}"
+        json_type = {"Content-Type": "application/json"}
+        assert browser.ask(path, "DELETE", b"{}", Origin=target, **json_type).status == 403
+        assert browser.ask(path, "DELETE", b"{}", Origin=address.origin, **json_type).status == 204
+
+
+def test_what_a_client_says_of_itself_is_not_believed(dashboard: Dashboard) -> None:
+    """Forwarded hosts and schemes change no redirect, and an address that is claimed does not shorten the wait."""
+    browser = Browser(dashboard)
+    browser.log_in(PASSWORD)
+    page = browser.ask("/", **{"X-Forwarded-Host": "elsewhere.example", "X-Forwarded-Proto": "https"})
+    assert (page.status, "bundle.js" in page.text) == (200, True)
+
+
+def test_a_defect_shows_no_traceback(dashboard: Dashboard) -> None:
+    """What goes wrong inside is an error without a word of our source."""
+    browser = Browser(dashboard)
+    browser.log_in(PASSWORD)
+    for path in (
+        "/api/studies/1?after=x",
+        "/api/studies/99999/plot/contour",
+        "/csv/1?trial_ids=x",
+        "/api/studies/1?after=-1",
+    ):
+        answer = browser.ask(path)
+        assert answer.status in {400, 404, 500}
+        assert "Traceback" not in answer.text
+        assert "site-packages" not in answer.text
+
+
+def test_artifacts_open_as_what_cannot_do_harm(storage: StudyStorage, tmp_path: Path) -> None:
+    """A picture is shown; HTML and SVG are downloads in a sandbox; nobody else's page reads them; what is missing is said."""
+    store = open_artifacts(str(tmp_path / "artifacts"))
+    study_id = register(storage, "ours")
+    kinds = {
+        "a.png": "image/png",
+        "b.csv": "text/csv",
+        "c.html": "text/html",
+        "d.svg": "image/svg+xml",
+        'e\r\n".x': "a b",
+    }
+    attributes = [artifact(store, name, kind, CSV.encode()) for name, kind in kinds.items()]
+    study = optuna.load_study(study_name="ours", storage=storage.optuna)
+    study.add_trial(trial(0, {key: value for each in attributes for key, value in each.items()}))
+    (seen,) = study.get_trials(deepcopy=False)
+    path = f"/artifacts/{study_id}/{seen._trial_id}"
+    names = [next(iter(each)).removeprefix("artifacts:") for each in attributes]
+    with running(serve(storage, tree(tmp_path), password=PASSWORD, port=0, artifacts=store)) as served:
+        browser = Browser(served)
+        assert browser.ask(f"{path}/{names[0]}").status == 401
+        browser.log_in(PASSWORD)
+        answers = {kind: browser.ask(f"{path}/{name}") for name, kind in zip(names, kinds.values(), strict=True)}
+        assert {answer.text for answer in answers.values()} == {CSV}
+        shown = {kind for kind, answer in answers.items() if "Content-Disposition" not in answer.headers}
+        assert shown == {"image/png"}
+        assert {answer.headers["Content-Type"] for answer in answers.values()} == {
+            "image/png",
+            "text/csv",
+            "text/html",
+            "image/svg+xml",
+            "application/octet-stream",
+        }
+        assert all("sandbox" in answer.headers["Content-Security-Policy"] for answer in answers.values())
+        assert not any("Access-Control-Allow-Origin" in answer.headers for answer in answers.values())
+        store.remove(names[0])
+        assert browser.ask(f"{path}/{names[0]}").status == 404
+        assert browser.ask(f"/artifacts/{study_id}/{seen._trial_id}/00").status == 404
+        assert browser.ask(f"/artifacts/{study_id + 1}/{seen._trial_id}/{names[1]}").status == 404
+        assert browser.ask("/artifacts/999999999999999999/1/00").status == 404

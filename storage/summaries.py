@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -24,6 +26,21 @@ class VitalSigns:
     """Claims without a heartbeat for longer than the grace period, which nobody has freed yet."""
     since_last_finished_s: float | None
     """Seconds since a trial finished that was tried here; None before the first."""
+
+
+@dataclass(frozen=True)
+class AttemptInBrief:
+    """One attempt at a trial, without its epochs."""
+
+    device: str
+    gpus: float
+    """The share of a GPU that it held; 0 on the processor."""
+    environment: dict[str, Any]
+    """Versions and commit that it ran with."""
+    start: datetime
+    end: datetime | None
+    ending: str | None
+    """See `storage.claims.Ending`; None while it runs."""
 
 
 def efforts(engine: sa.Engine, study_id: int) -> dict[int, Effort]:
@@ -55,3 +72,24 @@ def vital_signs(engine: sa.Engine, study_id: int, grace_s: float) -> VitalSigns:
             {"study": study_id, "grace": grace_s},
         ).one()
     return VitalSigns(row.stale, None if row.since is None else max(0.0, row.since))
+
+
+def attempts_by_trial(engine: sa.Engine, study_id: int) -> dict[int, list[AttemptInBrief]]:
+    """
+    Return the attempts at each trial of a study that has any, the first one first, by the trial's number.
+
+    In one query: asked trial by trial, two thousand of them took half a minute.
+    """
+    with engine.connect() as connection:
+        rows = connection.execute(
+            sa.text(
+                "select t.number, a.device, a.gpus, a.environment, a.started_at, a.ended_at, a.ending"
+                " from trials t join mammography.attempt a using (trial_id)"
+                " where t.study_id = :study order by t.number, a.number"
+            ),
+            {"study": study_id},
+        ).all()
+    found: dict[int, list[AttemptInBrief]] = {}
+    for number, *fields in rows:
+        found.setdefault(number, []).append(AttemptInBrief(*fields))
+    return found

@@ -1,4 +1,4 @@
-"""Commands that look at what a study has found: `study best`, `trials` and `importance`."""
+"""Commands that look at what a study has found: `study best`, `trials`, `importance` and `report`."""
 
 from __future__ import annotations
 
@@ -73,4 +73,28 @@ def study_importance(everywhere: Everywhere, /, name: str, *, as_json: bool) -> 
     stdout().print(importance_table(what))
     click.echo(f"of {what.trials} trials that finished all their folds")
     click.echo(f"PED-ANOVA: what sets the best {what.best} apart; fANOVA: where the variance comes from")
+    return DONE
+
+
+@click.command("report")
+@click.argument("name")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to write it [report.html, in the study's folder]; what is there is replaced.",
+)
+@everywhere
+@click.pass_obj
+def study_report(everywhere: Everywhere, /, name: str, out: Path | None) -> int:
+    """Write a page about study NAME: one HTML file that a browser reads without a network, and that names no patient."""
+    if out is not None and not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"{out.absolute().parent} is no folder", param_hint="--out")
+    _, found = everywhere.study(name, "study")
+    from hpo.report.page import write_page
+
+    path = found.folder.path / "report.html" if out is None else out
+    if out is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_page(found, path)
+    click.echo(str(path))
     return DONE

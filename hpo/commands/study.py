@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpo.commands.options import PATH, Everywhere, data_places, everywhere
-from hpo.commands.results import study_best, study_importance, study_trials
+from hpo.commands.results import study_best, study_importance, study_report, study_trials
 from hpo.commands.speech import DONE, stderr, stdout
 from hpo.commands.steering import study_delete, study_enqueue, study_extend, study_stop
 from hpo.commands.watching import study_status
@@ -24,7 +24,7 @@ def study() -> None:
     """Create studies, look at them, and change what they do next."""
 
 
-_LOOKING = (study_status, study_best, study_trials, study_importance)
+_LOOKING = (study_status, study_best, study_trials, study_importance, study_report)
 _STEERING = (study_enqueue, study_extend, study_stop, study_delete)
 for command in (*_LOOKING, *_STEERING):
     study.add_command(command)

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from hpo import cli
+from hpo.commands.options import Everywhere
 from hpo.commands.speech import exit_code
 from hpo.errors import NoFinishedTrialError, QueuedValueError, StudyFileError
 from hpo.importance import NoImportanceError
@@ -50,6 +51,9 @@ from trainer.errors import InputError, StopRequestedError
         (("study", "extend", "x", "--deadline", "soon"), "no moment"),
         (("study", "extend", "x", "--deadline", "2100-01-31T08:00"), "no zone"),
         (("study", "extend", "x", "--deadline", "2020-01-31T08:00Z"), "in the future"),
+        (("study", "report"), "NAME"),
+        (("study", "report", "x", "--out", "/nowhere/report.html"), "/nowhere is no folder"),
+        (("study", "report", "x", "--out", "/"), "is a directory"),
         (("metrics",), "NAME"),
         (("metrics", "x", "--port", "70000"), "--port"),
         (("train-density", "--csv", "nowhere.csv", "--dicom-root", "nowhere"), "nowhere"),
@@ -67,6 +71,36 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: tuple[str, .
     assert len(err.splitlines()) == 1
     assert complaint in err
     assert "geheim" not in err
+
+
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ("postgresql://u:geheim@h:5432/d", "postgresql://u:***@h:5432/d"),
+        ("--database=postgresql://u:geheim@h/d", "--database=postgresql://u:***@h/d"),
+        ("postgresql://u:ge@he/im?@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://:geheim@h/d", "postgresql://:***@h/d"),
+        ("postgresql://u:ge\nheim@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u@h/d?password=geheim", "postgresql://u@h/d?***"),
+        ("postgresql://u:geheim@h/d?sslpassword=geheim&sslmode=require", "postgresql://u:***@h/d?***"),
+        ("postgresql://u@h:5432/d", "postgresql://u@h:5432/d"),
+        ("https://search.example.org:8443/density", "https://search.example.org:8443/density"),
+        ("s3://bucket/prefix", "s3://bucket/prefix"),
+        ("lr=0.01", "lr=0.01"),
+    ],
+)
+def test_what_others_see_of_an_argument(argument: str, shown: str) -> None:
+    """Of a URL everything but passwords, and what may be one; of anything else all."""
+    assert cli.without_passwords(argument) == shown
+
+
+def test_settings_do_not_print_what_may_hold_a_password() -> None:
+    """What ends up in a log or in a debugger's output when somebody prints the settings is not the database's URL."""
+    url = "postgresql://u:geheim@h/d"
+    given = Everywhere(database=url)
+    assert given.settings().database == url
+    for printed in (repr(given), repr(given.settings()), str(given)):
+        assert "geheim" not in printed
 
 
 def test_every_run_can_be_written_as_flags() -> None:

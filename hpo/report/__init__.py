@@ -1,0 +1,1 @@
+"""The page of a study: `study report` writes it, a browser reads it without a network."""

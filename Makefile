@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo test test-chaos setup lint tests format constraints clean
+.PHONY: demo test test-chaos test-compose chromium setup lint tests format constraints clean
 
 demo: setup
 	$(BIN)/mammography demo --outputs demo
@@ -25,6 +25,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit -q -c pyproject.toml -r hpo trainer storage
 
 tests: setup
 	$(BIN)/pytest
@@ -34,6 +35,16 @@ tests: setup
 test-chaos: setup
 	$(BIN)/pytest --numprocesses=0 --durations=20 -m chaos tests/acceptance
 	$(BIN)/python -m benchmarks.storage
+
+# The compose stack on a real Docker engine. Where no images can be pulled, STANDINS=make-base-images.sh names a script that starts
+# an engine and makes stand-ins of the base images (as root).
+test-compose: setup
+	$(STANDINS)
+	$(BIN)/pytest --numprocesses=0 --durations=5 -m compose tests/acceptance
+
+# The browser that the tests of the dashboard drive, where it is missing and may be installed.
+chromium:
+	command -v chromium >/dev/null || test "$$(id -u)" != 0 || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
 
 format: setup
 	$(BIN)/ruff check --fix .

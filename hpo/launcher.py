@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -211,7 +212,8 @@ class Launcher:
             )
 
     def _log(self, slot: Slot) -> Path:
-        return self.log_folder / f"worker_{slot.index}.log"
+        # Other machines, and other containers of this one, may start workers on the same folder.
+        return self.log_folder / f"{socket.gethostname()}_{slot.index}.log"
 
     def _last_words(self, slot: Slot) -> str:
         lines = self._log(slot).read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -5,13 +5,18 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from storage.compose_stack import PRIVATE, stack_url
 
 DATABASE_URL = "MAMMOGRAPHY_DATABASE_URL"
 OUTPUTS = "MAMMOGRAPHY_OUTPUTS"
 ARTIFACTS = "MAMMOGRAPHY_ARTIFACTS"
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
+
+DASHBOARD_PASSWORD = "MAMMOGRAPHY_DASHBOARD_PASSWORD"  # nosec # noqa: S105 - the variable's name
+DASHBOARD_PASSWORD_FILE = "MAMMOGRAPHY_DASHBOARD_PASSWORD_FILE"  # nosec # noqa: S105 - the variable's name
 
 _FOR_STEPS_ON_THE_CPU = {
     # On few cores, waiting threads that spin take the time of those that work: a 0.7 s step took 6.7 s.
@@ -24,8 +29,8 @@ _FOR_STEPS_ON_THE_CPU = {
 class Settings:
     """Where the database, the output folder and the artifacts are, from flags first and the environment second."""
 
-    database: str | None
-    """A PostgreSQL URL; None for the private server under the output folder."""
+    database: str | None = field(repr=False)
+    """A PostgreSQL URL, in the folder of the compose stack that of its database; None for the private server."""
     outputs: Path
     artifacts: str
     """Where what the dashboard shows of finished trials is kept: a folder, or s3://BUCKET/PREFIX."""
@@ -34,11 +39,17 @@ class Settings:
     def resolve(cls, *, database: str | None, outputs: Path | None, artifacts: str | None = None) -> Settings:
         """Return the settings: what is given, else what the environment says, else the defaults."""
         output_root = (outputs or Path(os.environ.get(OUTPUTS) or "outputs")).absolute()
+        said = asked_database(database) or stack_url(Path.cwd(), os.environ.get("DATABASE_PORT"))
         return cls(
-            database=database or os.environ.get(DATABASE_URL) or None,
+            database=None if said == PRIVATE else said,
             outputs=output_root,
             artifacts=artifacts or os.environ.get(ARTIFACTS) or str(output_root / "artifacts"),
         )
+
+
+def asked_database(flag: str | None) -> str | None:
+    """Return what the flag, else the environment, says of the database; None where neither does."""
+    return flag or os.environ.get(DATABASE_URL) or None
 
 
 def allowed_gpus() -> list[str] | None:
@@ -53,7 +64,7 @@ def allowed_gpus() -> list[str] | None:
 
 def mps_pipes() -> Path:
     """Return where NVIDIA's Multi-Process Service is reached, if it runs: its clients find it by themselves."""
-    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control"  # noqa: S108 - NVIDIA's default
+    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control"  # nosec # noqa: S108 - NVIDIA's default
 
 
 def child_environment(settings: Settings, *, cuda_device: str | None, threads: int) -> dict[str, str]:
@@ -66,12 +77,30 @@ def child_environment(settings: Settings, *, cuda_device: str | None, threads: i
         **os.environ,
         OUTPUTS: str(settings.outputs),
         ARTIFACTS: settings.artifacts,
+        DATABASE_URL: settings.database or PRIVATE,  # said in any case: a worker does not choose again
         "OMP_NUM_THREADS": str(threads),
     }
     for name, value in _FOR_STEPS_ON_THE_CPU.items():
         environment.setdefault(name, value)
-    if settings.database is not None:
-        environment[DATABASE_URL] = settings.database
     if cuda_device is not None:
         environment[CUDA_DEVICES] = cuda_device
     return environment
+
+
+@dataclass(frozen=True)
+class SaidPassword:
+    """The dashboard's password, as the environment says it."""
+
+    file: Path | None
+    """A file that holds it."""
+    secret: str | None
+    """The password itself."""
+
+    def __repr__(self) -> str:
+        return f"SaidPassword(file={self.file})"
+
+
+def dashboard_password() -> SaidPassword:
+    """Return the dashboard's password, and take it out of the environment: no process that we start inherits it."""
+    file, secret = os.environ.get(DASHBOARD_PASSWORD_FILE), os.environ.pop(DASHBOARD_PASSWORD, None)
+    return SaidPassword(Path(file) if file else None, secret or None)

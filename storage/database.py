@@ -1,12 +1,14 @@
 """
 From a URL, or from nothing, to a database engine with the settings that every connection of ours has.
 
-A password is in the URL and in the driver's memory, and nowhere else: every message shows `display(url)`.
+A password is in the URL, or in the passfile that the URL names, and in the driver's memory, and nowhere else: every message
+shows `display(url)`.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy import URL, Engine, make_url
 
+from storage.compose_stack import ADVICE, is_of_stack
 from storage.errors import DatabaseUnavailableError, DatabaseUrlError
 from storage.private_server import PrivateServer
 
@@ -94,12 +97,43 @@ def choose(database: str | None, outputs: Path) -> URL:
     return server.url
 
 
+def without_password(url: URL) -> str:
+    """Return *url* as a text for people, `***` in place of every password: the driver takes them as parameters too."""
+    hidden = {name: "***" for name in ("password", "sslpassword") if name in url.query}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def with_password(url: URL) -> str:
+    """
+    Return *url* as a text for programs, with the password that is in it or in the passfile that it names.
+
+    Raises:
+        OSError: The passfile cannot be read.
+    """
+    passfile = next(iter(_values(url, "passfile")), None)
+    shown = url.render_as_string(hide_password=False)
+    if url.password is not None or passfile is None:
+        return shown
+    wanted = (url.host or "localhost", str(url.port or 5432), url.database or "", url.username or "")
+    for line in Path(passfile).read_text(encoding="utf-8").split("\n"):  # which alone ends a line for libpq
+        if line.startswith("#"):
+            continue
+        # As libpq reads it: fields between colons, a backslash before one that is meant as such, * for any.
+        *place, password = (re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:^|:)((?:\\.|[^:\\])*)", line))
+        if len(place) == len(wanted) and all(ours in {"*", theirs} for ours, theirs in zip(place, wanted, strict=True)):
+            return (
+                url.difference_update_query(["passfile"]).set(password=password).render_as_string(hide_password=False)
+            )
+    return shown
+
+
 def engine_options(url: URL, *, application_name: str) -> dict[str, Any]:
     """Return what `sqlalchemy.create_engine` takes beside *url*: a small pool of connections with our settings."""
     return {
         "pool_size": 2,
         "max_overflow": 2,
         "pool_pre_ping": True,  # a connection that a restarted server cut is replaced, not handed out
+        "hide_parameters": True,  # an error repeats no value: folds name patients
         "creator": functools.partial(_connect, url, application_name),
     }
 
@@ -116,12 +150,15 @@ def open_database(url: str | URL, *, application_name: str) -> Engine:
 
 
 def check(engine: Engine) -> None:
-    """Connect once. Raises DatabaseUnavailableError, one line with host, port and database."""
+    """Connect once. Raises DatabaseUnavailableError, one line with host, port and database, and what starts the stack's."""
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql("select 1")
     except sa.exc.OperationalError as error:
-        raise DatabaseUnavailableError(reason(error), display(engine.url)) from error
+        why = reason(error)
+        if is_of_stack(engine.url):
+            why += f"; {ADVICE}"
+        raise DatabaseUnavailableError(why, display(engine.url)) from error
 
 
 def reason(error: sa.exc.DBAPIError) -> str:

@@ -108,5 +108,6 @@ def is_fault(error: BaseException) -> bool:
 
 def first_line(error: BaseException | None) -> str:
     """Return what the driver says, in its first line and without the statement."""
-    text = str(getattr(error, "orig", None) or error)
+    cause = getattr(error, "__cause__", None)  # Optuna says something of its own in front of it
+    text = str(getattr(error, "orig", None) or getattr(cause, "orig", None) or error)
     return text.strip().splitlines()[0] if text.strip() else type(error).__name__

@@ -19,15 +19,22 @@ class Commit(Strict):
     """The state of the code."""
 
     git_commit: str | None
-    """The commit's hash; None when the code does not run from a checkout."""
+    """The commit's hash; None when the code runs neither from a checkout nor in an image."""
     git_dirty: bool | None
-    """Whether tracked files differ from that commit; None without one."""
+    """Whether files differ from that commit, or may do so in an image of which nobody knows; None without a commit."""
 
 
 @cache
 def commit() -> Commit:
-    """Return the commit that this very package is checked out from: not of a repository that merely lies around it."""
+    """
+    Return the commit that this very package is checked out from: not of a repository that merely lies around it.
+
+    In an image there is no checkout, and what was written down when the image was built counts.
+    """
     here = Path(__file__)
+    built_from = here.with_name("built_from.json")
+    if built_from.is_file():
+        return Commit.model_validate_json(built_from.read_text(encoding="utf-8"))
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return Commit(git_commit=None, git_dirty=None)
     changed = _git(here.parent, "status", "--porcelain", "--untracked-files=no")
@@ -38,7 +45,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """Return what git prints, or None if there is no git or it refuses."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],  # noqa: S607 - whichever git the user has
+            ["git", "-C", str(folder), *arguments],  # nosec # noqa: S607 - whichever git the user has
             capture_output=True,
             text=True,
             check=True,

@@ -1,4 +1,4 @@
-"""The group `db`: the private PostgreSQL server under the output folder."""
+"""The group `db`: which database is used, and the private PostgreSQL server under the output folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hpo.commands.speech import DONE, FAILED
 @click.group("db", no_args_is_help=False)
 @everywhere
 def db() -> None:
-    """The private PostgreSQL server under the output folder."""
+    """Which database is used; and the private PostgreSQL server under the output folder."""
 
 
 @db.command("start")
@@ -44,6 +44,7 @@ def db_stop(everywhere: Everywhere, /) -> int:
 @click.pass_obj
 def db_status(everywhere: Everywhere, /) -> int:
     """Say which database is used and whether it answers."""
+    from storage.compose_stack import is_of_stack
     from storage.database import check, display, open_database, parse_url
     from storage.private_server import PrivateServer
 
@@ -57,7 +58,8 @@ def db_status(everywhere: Everywhere, /) -> int:
     else:
         url = parse_url(settings.database)
     check(open_database(url, application_name="mammography db"))
-    click.echo(f"{display(url)}: running")
+    whose = ", of the compose stack" if is_of_stack(url) else ""
+    click.echo(f"{display(url)}{whose}: running")
     return DONE
 
 
@@ -66,10 +68,10 @@ def db_status(everywhere: Everywhere, /) -> int:
 @everywhere
 @click.pass_obj
 def db_url(everywhere: Everywhere, /, *, show_password: bool) -> int:
-    """Print the URL of the database, for other programs."""
-    from storage.database import choose
+    """Print the URL of the database, for other programs; one that names a passfile works without the password in it."""
+    from storage.database import choose, with_password, without_password
 
     settings = everywhere.settings()
     url = choose(settings.database, settings.outputs)
-    click.echo(url.render_as_string(hide_password=not show_password))
+    click.echo(with_password(url) if show_password else without_password(url))
     return DONE

@@ -85,7 +85,7 @@ def everywhere(command: Command) -> Command:
 
     decorated: Any = command if command.__name__ == "mammography" else logging_first
     options = (
-        flag("--database", metavar="URL", help="PostgreSQL; without it a private server under the output folder."),
+        flag("--database", metavar="URL", help="PostgreSQL, or private: the server under the output folder."),
         flag("--outputs", type=click.Path(path_type=Path, file_okay=False), help="Output folder [outputs]."),
         flag("--artifacts", metavar="PLACE", help="A folder, or s3://BUCKET/PREFIX [artifacts, in the output folder]."),
         flag("--log-level", type=_LEVELS, help="Least severe log lines to show [info]."),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -41,8 +44,12 @@ def worker(
 
     _check_device(device)
     leave = Leave(within_s=7.0)
-    stop = stop_on_signal(leave)  # before torch starts threads of its own
+    stop = stop_on_signal(leave)  # before a library starts threads of its own
+    from storage.artifact_store import open_artifacts
+
     tree, found = everywhere.study(name, "worker")
+    store = open_artifacts(everywhere.settings().artifacts)
+    from hpo.gallery import Gallery
     from hpo.objective import Training  # loads torch: only for a study that exists
     from hpo.station import set_up_station
     from hpo.worker import Worker
@@ -63,14 +70,23 @@ def worker(
         )
     except StopRequestedError as error:
         return say(error, DONE)
-    at_work = Worker(station.claims, Training(station), stop, alone=per_gpu == 1)
+    training = Training(station, Gallery.open(station, store))
+    at_work = Worker(station.claims, training, stop, alone=per_gpu == 1)
     leave.last_act = at_work.give_back
     try:
         why = at_work.run()
     except on_purpose() as error:
-        return say(plain(error), FAILED)
+        return _end(say(plain(error), FAILED))
     logging.getLogger(__name__).info("worker ends: %s", why or "asked to stop", extra={"action": "worker_ends"})
-    return DONE
+    return _end(DONE)
+
+
+def _end(code: int) -> NoReturn:
+    """End this process: Python would take torch apart for two seconds of a core, and who asks it to stop waits for ten."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _check_device(device: str) -> None:
@@ -162,8 +178,10 @@ def launch(
     leave = Leave()
     stop = stop_on_signal(leave)  # before a library starts threads of its own
     from hpo.launcher import launch as run_workers
+    from storage.artifact_store import open_artifacts
 
     tree, found = everywhere.study(name, "launch")
+    open_artifacts(everywhere.settings().artifacts)  # a place that is none is said once, and not by every worker
     from trainer.errors import StopRequestedError
 
     try:
@@ -200,10 +218,16 @@ def demo(everywhere: Everywhere, /, trials: int, workers: int, patients: int) ->
     from hpo import demo as demonstration
     from hpo import study as studies
     from hpo.launcher import launch as run_workers
+    from hpo.settings import asked_database
     from hpo.tables import ranking_table
+    from storage.artifact_store import open_artifacts
+    from storage.compose_stack import PRIVATE
     from storage.private_server import PrivateServer
 
+    # Not the compose stack's database, where it is the usual one: nobody wants synthetic studies among the others.
+    everywhere = replace(everywhere, database=asked_database(everywhere.database) or PRIVATE)
     settings = everywhere.settings()
+    open_artifacts(settings.artifacts)  # as above
     server = PrivateServer(settings.outputs)
     ours = settings.database is None and not server.running()
     tree, storage = everywhere.open("demo")
@@ -235,5 +259,6 @@ def demo(everywhere: Everywhere, /, trials: int, workers: int, patients: int) ->
     click.echo(f"best trial:       {shown.folder.trial(best.number).path}")
     click.echo(f"synthetic images: {archive}")
     program = "mammography" if shutil.which("mammography") else sys.argv[0]
-    click.echo(f"browse the study: {program} dashboard --outputs {settings.outputs}")
+    database = f" --database {PRIVATE}" if settings.database is None else ""
+    click.echo(f"browse the study: {program} dashboard --outputs {settings.outputs}{database}")
     return DONE

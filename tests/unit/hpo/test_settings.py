@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpo.settings import ARTIFACTS, DATABASE_URL, OUTPUTS, Settings, allowed_gpus, child_environment
+from storage.compose_stack import PRIVATE
 
 
 def test_flag_wins_over_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +29,37 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     outputs = tmp_path / "outputs"
     assert Settings.resolve(database=None, outputs=None) == Settings(None, outputs, str(outputs / "artifacts"))
+
+
+@pytest.fixture
+def stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The current folder, in which a compose stack has run."""
+    monkeypatch.delenv(DATABASE_URL, raising=False)
+    monkeypatch.delenv("DATABASE_PORT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docker-compose.yml").touch()
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "database.pgpass").touch()
+    return tmp_path
+
+
+def test_in_the_folder_of_the_compose_stack_its_database_is_meant(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the passwords that its first run made; a shell's DATABASE_PORT counts for compose, and so here."""
+    monkeypatch.setenv("DATABASE_PORT", "5499")
+    passfile = stack / "secrets" / "database.pgpass"
+    found = Settings.resolve(database=None, outputs=None).database
+    assert found == f"postgresql://mammography@127.0.0.1:5499/mammography?passfile={passfile}"
+    monkeypatch.setenv(DATABASE_URL, "postgresql://environment/x")
+    assert Settings.resolve(database=None, outputs=None).database == "postgresql://environment/x"
+    assert Settings.resolve(database="postgresql://flag/x", outputs=None).database == "postgresql://flag/x"
+
+
+def test_the_private_server_can_be_asked_for(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`private` is the private server, also where the stack's database is near; a worker does what its launcher does."""
+    settings = Settings.resolve(database=PRIVATE, outputs=None)
+    assert settings.database is None
+    monkeypatch.setenv(DATABASE_URL, child_environment(settings, cuda_device=None, threads=1)[DATABASE_URL])
+    assert Settings.resolve(database=None, outputs=None).database is None
 
 
 def test_worker_gets_its_device_and_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 import traceback
 from pathlib import Path
 from urllib.parse import quote
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.database import check, choose, display, open_database, parse_url
+from storage.compose_stack import stack_url
+from storage.database import check, choose, display, open_database, parse_url, with_password, without_password
 from storage.errors import DatabaseUnavailableError, DatabaseUrlError
 
 SECRET = "s3cr3t"  # noqa: S105 - of a test
@@ -88,6 +90,57 @@ def test_unreachable_database_is_one_line(place: str) -> None:
     assert message.startswith(f"the database {display(engine.url)} cannot be reached: ")
     assert "\n" not in message
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"postgresql://user:{SECRET}@host/d", "postgresql+psycopg2://user:***@host/d"),
+        (f"postgresql://user@host/d?password={SECRET}&sslmode=require", "postgresql+psycopg2://user@host/d"),
+        (f"postgresql://user@host/d?sslpassword={SECRET}", "postgresql+psycopg2://user@host/d"),
+        ("postgresql://user@host/d?passfile=/run/pass", "postgresql+psycopg2://user@host/d?passfile=%2Frun%2Fpass"),
+    ],
+)
+def test_the_url_for_people_has_no_password(text: str, shown: str) -> None:
+    """Wherever in the URL it was put; the name of a file is none."""
+    said = without_password(parse_url(text))
+    assert said.startswith(shown)
+    assert SECRET not in said
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n"), min_size=1))
+def test_the_url_for_programs_has_the_password_of_the_passfile(password: str) -> None:
+    """Of the line that libpq would take, whatever characters the password has: it reads the same with and without the file."""
+    escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as passfile:
+        passfile.write(f"# of a test\nelsewhere:*:*:*:{SECRET}\nhost:5432:studies:user:{escaped}\n*:*:*:*:{SECRET}\n")
+        passfile.flush()
+        url = parse_url(f"postgresql://user@host/studies?passfile={passfile.name}&connect_timeout=3")
+        again = parse_url(with_password(url))
+    assert again == url.difference_update_query(["passfile"]).set(password=password)
+
+
+def test_a_password_in_the_url_stays(tmp_path: Path) -> None:
+    """It comes before a passfile, as it does for the driver; and a passfile without our line changes nothing."""
+    (tmp_path / "pass").write_text("elsewhere:*:*:*:x\n", encoding="utf-8")
+    for text in (f"postgresql+psycopg2://u:{SECRET}@host/d?passfile=nowhere", "postgresql+psycopg2://u@host/d"):
+        assert with_password(parse_url(text)) == text
+    url = parse_url(f"postgresql://user@host/d?passfile={tmp_path / 'pass'}")
+    assert parse_url(with_password(url)) == url
+
+
+def test_the_compose_stack_says_how_to_start_it(tmp_path: Path) -> None:
+    """Its database does not answer: the line says what brings it up, and what does without it."""
+    (tmp_path / "docker-compose.yml").touch()
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "database.pgpass").touch()
+    url = stack_url(tmp_path, "1")
+    assert url is not None
+    with pytest.raises(
+        DatabaseUnavailableError, match="`docker compose up -d` starts it, `--database private`"
+    ) as caught:
+        check(open_database(url, application_name="test"))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_given_url_wins(tmp_path: Path) -> None:

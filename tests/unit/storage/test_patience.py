@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 
 from storage.errors import DatabaseUnavailableError
-from storage.patience import Patience
+from storage.patience import Patience, first_line
 
 FAULTS = [
     sa.exc.OperationalError("select 1", {}, Exception("server closed the connection unexpectedly")),
@@ -49,6 +49,13 @@ def test_fault_that_lasts_becomes_one_error_of_ours(fault: Exception) -> None:
     for patience in (Patience(0.0), Patience(1000.0, stop)):
         with pytest.raises(DatabaseUnavailableError):
             patience.call(call)
+
+
+def test_what_is_said_is_the_drivers_own_word() -> None:
+    """Optuna puts a guess of its own in front of it."""
+    wrapped = StorageInternalError("An exception is raised during the commit. Max length?")
+    wrapped.__cause__ = FAULTS[0]
+    assert first_line(wrapped) == "server closed the connection unexpectedly"
 
 
 def test_what_was_asked_wrongly_is_asked_once() -> None:

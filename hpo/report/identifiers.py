@@ -15,6 +15,12 @@ _LONGEST_REASON = 240
 _GENERAL = (
     (re.compile(r"[A-Za-z][\w+.\-]*://\S+"), "[address]"),
     (re.compile(r"(?i)\b(pass(?:word|file|wd)|secret|token)\s*[=:]\s*\S+"), r"\1=[hidden]"),
+    (re.compile(r"(?<=')(?:[A-Za-z]:)?[\\/][^'\n]*[\\/][^'\n]*(?=')"), "[path]"),  # quoted ones may have blanks
+    (re.compile(r'(?<=")(?:[A-Za-z]:)?[\\/][^"\n]*[\\/][^"\n]*(?=")'), "[path]"),
+    (
+        re.compile(r"(?i)(?<![\w.])(?:[a-z]:)?[\\/][^'\":,;()\n]{1,300}\.(?:dcm|dicom|ima|png|jpe?g|jp2|pgm|tiff?)\b"),
+        "[path]",
+    ),
     (re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[\\/][^\s'\"\\/:,;()]+){2,}[\\/]?"), "[path]"),
     (re.compile(r"(?i)[^\s'\"(),;:]+\.(?:dcm|dicom|ima|png|jpe?g|jp2|pgm|tiff?|ljpeg)\b"), "[image]"),
     (re.compile(r"\b\d+(?:\.\d+){5,}\b"), "[identifier]"),  # a DICOM UID

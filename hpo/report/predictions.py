@@ -11,7 +11,8 @@ from hpo.report.calibration import Calibration, calibration, reliability
 from hpo.report.findings import Findings
 from hpo.report.trial_files import Pooled, TrialFiles, read_files
 from hpo.report.wording import count, score
-from trainer.records import EpochRecord
+from trainer.config import TrainConfig
+from trainer.records import EpochRecord, FoldResult
 
 _METRICS = {
     "balanced_acc_adj": "balanced accuracy, adjusted for chance",
@@ -41,7 +42,7 @@ def predictions(found: Findings) -> Section:
         )
     if files.pooled is not None:
         blocks += _worth(files.pooled)
-        blocks += _calibration(files.pooled, best.params.get("class_weights", found.study.file.train.class_weights))
+        blocks += _calibration(files.pooled, _leanings(files.results, found.study.space.configure(best.params)))
     blocks += _learning(files)
     return Section("predictions", title, blocks)
 
@@ -82,7 +83,27 @@ def _over_folds(pooled: Pooled, field: str) -> tuple[str, str]:
     return score(mean), score(statistics.stdev(values) if len(values) > 1 else None)
 
 
-def _calibration(pooled: Pooled, class_weights: object) -> list[Block]:
+def _leanings(results: Sequence[FoldResult], config: TrainConfig) -> str:
+    """Return what makes the probabilities of the trial other than the archive's own, in words; empty where nothing does."""
+    balanced = []
+    if any(result.class_weights is not None for result in results):
+        balanced.append("weighted its classes")
+    if any(result.sampler == "weighted" for result in results):
+        balanced.append("drew its classes equally often")
+    softened = []
+    if config.label_smoothing > 0:
+        softened.append("smoothed its labels")
+    if config.loss == "ordinal":
+        softened.append("gave neighbouring grades a share")
+    said = ""
+    if balanced:
+        said += f" The trial {' and '.join(balanced)}: its probabilities are those of classes of equal size, not of this archive."
+    if softened:
+        said += f" It {' and '.join(softened)}, and so never learnt to be sure."
+    return said
+
+
+def _calibration(pooled: Pooled, leanings: str) -> list[Block]:
     """Return whether the probabilities are what they say."""
     labels, probabilities = pooled.predictions.labels, pooled.predictions.probabilities
     found: Calibration = calibration(labels, probabilities)
@@ -90,17 +111,12 @@ def _calibration(pooled: Pooled, class_weights: object) -> list[Block]:
         name: reliability(labels == label, probabilities[:, label])
         for label, name in enumerate(pooled.metrics.class_names)
     }
-    weighted = (
-        " The trial weighted its classes, so that its probabilities are those of classes of equal size, not of this archive."
-        if class_weights != "none"
-        else ""
-    )
     return [
         Figure(
             "reliability",
             f"Calibration, in ten bins of equal width. On the dashed line, what was forecast came true as often as it was"
             f" forecast. Bars: 95 % intervals (Wilson), as if images were independent, which those of one patient are"
-            f" not; grey: images in each bin. Right: the larger the mark, the more images.{weighted}",
+            f" not; grey: images in each bin. Right: the larger the mark, the more images.{leanings}",
             trial_figures.reliability(found.bins, by_class),
         ),
         Facts(

@@ -15,9 +15,9 @@ from hpo.study import Study
 from hpo.warm_start import Origin
 from storage.errors import StudyNameError
 from storage.tree import OutputTree, TrialFolder
-from trainer.artifacts import HISTORY, Predictions, read_history, read_predictions
+from trainer.artifacts import HISTORY, Predictions, read_fold, read_history, read_predictions
 from trainer.metrics import evaluate
-from trainer.records import EpochRecord, Metrics
+from trainer.records import EpochRecord, FoldResult, Metrics
 
 _OUT_OF_FOLD = "oof_predictions.csv"
 _ROUNDING = 1e-9
@@ -39,6 +39,8 @@ class TrialFiles:
     pooled: Pooled | None
     histories: Mapping[int, Sequence[EpochRecord]]
     """By fold, as far as they are there."""
+    results: Sequence[FoldResult]
+    """Of the folds, as far as they are there."""
     missing: tuple[str, ...]
     """What is not there or cannot be used, and why: a sentence each."""
 
@@ -47,9 +49,16 @@ def read_files(study: Study, trial: FrozenTrial) -> TrialFiles:
     """Return what is left of *trial*; what is missing or is another trial's is said and left out."""
     folder, missing = _folder(study, trial), []
     if not folder.path.is_dir():
-        return TrialFiles(None, {}, (f"its folder {folder.path.name} is not in the output tree",))
+        return TrialFiles(None, {}, (), (f"its folder {folder.path.name} is not in the output tree",))
     histories: dict[int, Sequence[EpochRecord]] = {}
+    results: list[FoldResult] = []
     for fold in range(study.file.cv.folds):
+        try:
+            results.append(read_fold(folder.fold(fold)))
+        except OSError:
+            missing.append(f"{folder.fold(fold).name}/metrics/val_metrics.json is not there")
+        except ValueError:
+            missing.append(f"{folder.fold(fold).name}/metrics/val_metrics.json cannot be read")
         try:
             histories[fold] = read_history(folder.fold(fold))
         except OSError:
@@ -66,7 +75,7 @@ def read_files(study: Study, trial: FrozenTrial) -> TrialFiles:
     if pooled is not None and not _same_scores(pooled, trial):
         pooled = None
         missing.append(f"{_OUT_OF_FOLD} gives other fold scores than the database has: it is not this trial's")
-    return TrialFiles(pooled, histories, tuple(missing))
+    return TrialFiles(pooled, histories, results, tuple(missing))
 
 
 def _folder(study: Study, trial: FrozenTrial) -> TrialFolder:

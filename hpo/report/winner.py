@@ -81,7 +81,7 @@ def top_trials(found: Findings) -> Section:
             str(trial.number),
             score(trial.value),
             score(_sd(_scores(trial, found.n_folds))),
-            "" if trial is top[0] else _behind(top[0], trial),
+            "" if trial is top[0] else _behind(top[0], trial, found.n_folds),
             *(score(trial.intermediate_values[fold]) for fold in folds),
             str(len(found.attempts.get(trial.number, []))),
         )
@@ -122,10 +122,10 @@ def _sd(scores: list[float]) -> float | None:
     return statistics.stdev(scores) if len(scores) > 1 else None
 
 
-def _behind(best: FrozenTrial, trial: FrozenTrial) -> str:
+def _behind(best: FrozenTrial, trial: FrozenTrial, n_folds: int) -> str:
     """Return the mean difference of *trial* to the best one, fold by fold, with its standard error."""
     gaps = [
-        trial.intermediate_values[fold] - best.intermediate_values[fold] for fold in sorted(trial.intermediate_values)
+        score - best_score for score, best_score in zip(_scores(trial, n_folds), _scores(best, n_folds), strict=True)
     ]
     if len(gaps) < 2:  # noqa: PLR2004 - one has no spread
         return NOTHING

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
@@ -22,6 +22,7 @@ from hpo.report.identifiers import Identifiers
 from hpo.report.outcomes import ENDINGS
 from hpo.report.overview import busy_s
 from hpo.report.page import page
+from hpo.report.predictions import _leanings
 from hpo.status import Status
 from hpo.study import Study
 from hpo.study_file import StudyFile
@@ -32,6 +33,7 @@ from storage.study_storage import StudyStorage
 from storage.summaries import AttemptInBrief
 from storage.tree import OutputTree
 from trainer.data.records import Code
+from trainer.records import FoldResult
 
 NOW = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
 FILE = StudyFile.model_validate(
@@ -273,6 +275,25 @@ def test_missing_folder_is_said() -> None:
     text = text_of(page(findings([complete(0.3)], record=False)))
     assert "its folder trial_0000 is not in the output tree" in text
     assert "What was not used is unknown here" in text
+
+
+@pytest.mark.parametrize(
+    ("sampler", "weights", "smoothing", "said"),
+    [
+        ("none", None, 0.0, ""),
+        ("weighted", None, 0.0, "drew its classes equally often"),  # which `auto` comes to, where classes are unequal
+        ("none", (0.5, 2.0), 0.0, "weighted its classes"),
+        ("none", None, 0.1, "never learnt to be sure"),
+    ],
+)
+def test_what_shifts_probabilities_is_said(
+    sampler: Literal["weighted", "none"], weights: tuple[float, ...] | None, smoothing: float, said: str
+) -> None:
+    """Who balances classes gets other probabilities than the archive's, which is no fault of the network."""
+    fold = FoldResult.model_construct(sampler=sampler, class_weights=weights)
+    words = _leanings([fold], FILE.train.model_copy(update={"label_smoothing": smoothing}))
+    assert said in words
+    assert bool(said) == bool(words)
 
 
 def test_attempts_that_ran_with_other_versions_are_told() -> None:

@@ -33,6 +33,8 @@ and a second line of the message
         ("accession_0000173 is odd; pat-0042.", "accession_[identifier] is odd; [identifier]"),
         ("mdb001 of Roe^Jane (born 1950)", "[identifier] of [identifier]"),
         ("[Errno 2] No such file: '/data/archive/0000173/L_CC.dcm'", "[Errno 2] No such file: '[path]'"),
+        ("No such file: '/data/arch/Maria da Silva/1.dcm' in 2 s", "No such file: '[path]' in 2 s"),
+        ("/data/arch/Maria da Silva/new/1.dcm is gone, and more", "[path] is gone, and more"),
         (r"C:\archive\0000173\L_CC.dcm is gone", "[path] is gone"),
         ("postgresql://u:geheim@host/db?x=1 is away", "[address] is away"),
         ("connection with password=geheim refused", "connection with password=[hidden] refused"),

@@ -12,6 +12,8 @@ from pathlib import PurePosixPath
 _SHORTEST = 3
 """A shorter identifier is found in every number, and tells nobody who it is."""
 _LONGEST_REASON = 240
+_LONGEST_LINE = 2000
+"""What is searched: names are looked for from every place of a text."""
 _GENERAL = (
     (re.compile(r"[A-Za-z][\w+.\-]*://\S+"), "[address]"),
     (re.compile(r"(?i)\b(pass(?:word|file|wd)|secret|token)\s*[=:]\s*\S+"), r"\1=[hidden]"),
@@ -68,7 +70,7 @@ class Identifiers:
         if lines[0].startswith("Traceback"):
             raised = [line for line in lines if _EXCEPTION.fullmatch(line)]
             lines = raised[-1:] or lines
-        scrubbed = " ".join(self.scrub(lines[-1]).split())
+        scrubbed = " ".join(self.scrub(lines[-1][:_LONGEST_LINE]).split())
         return scrubbed if len(scrubbed) <= _LONGEST_REASON else f"{scrubbed[:_LONGEST_REASON]}…"
 
     def _hide(self, piece: re.Match[str]) -> str:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import urlsplit
 
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+"""What only this machine reaches."""
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
-_OUR_OWN = ("api", "artifacts", "csv", "dashboard", "favicon.ico", "incompatible-rdb-schema", "login", "static")
+_OUR_OWN = (
+    "api",
+    "artifacts",
+    "csv",
+    "dashboard",
+    "favicon.ico",
+    "incompatible-rdb-schema",
+    "login",
+    "logout",
+    "static",
+)
 """What the dashboard's own paths begin with: below such a prefix nobody could tell which of the two a path means."""
 
 
@@ -34,9 +49,10 @@ class Address:
         try:
             parts = urlsplit(text)
             port = parts.port
+            host = _host(parts.hostname or "")
         except ValueError as error:
-            raise ValueError(f"{text!r} is no address: {expected}") from error
-        if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"{text!r} is no address: {expected}; {error}") from error
+        if parts.scheme not in _DEFAULT_PORTS or port == 0 or parts.query or parts.fragment:
             raise ValueError(f"{text!r} is no address: {expected}")
         if parts.username is not None:
             raise ValueError(f"an address with a user or password in it is seen by everybody: {expected}")
@@ -45,7 +61,6 @@ class Address:
             raise ValueError(f"{text!r}: a path of letters, digits, '.', '_', '~' and '-' was expected")
         if prefix.split("/")[1:2] and prefix.split("/")[1] in _OUR_OWN:
             raise ValueError(f"{text!r}: the dashboard has pages of its own below {prefix}: choose another path")
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         shown_port = "" if port in {None, _DEFAULT_PORTS[parts.scheme]} else f":{port}"
         return cls(f"{parts.scheme}://{host}{shown_port}", prefix)
 
@@ -70,3 +85,14 @@ class Address:
         if self.prefix and (path == self.prefix or path.startswith(f"{self.prefix}/")):
             return path.removeprefix(self.prefix) or "/"
         return path
+
+
+def _host(name: str) -> str:
+    """Return *name* as browsers write it in an origin. Raises ValueError."""
+    if ":" in name:
+        return (
+            f"[{ipaddress.IPv6Address(name.replace('%', ' ')).compressed}]"  # one with a zone is no host to a browser
+        )
+    if not _HOST.fullmatch(name):
+        raise ValueError("letters beyond a to z are written as in xn--mnchen-3ya.de")
+    return name

@@ -13,23 +13,21 @@ import re
 import socket
 import threading
 from collections.abc import Iterable
-from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-import waitress
 from optuna_dashboard import wsgi
-from waitress.wasyncore import close_all
 
-from hpo.address import Address
+from hpo.address import LOOPBACK, Address
 from hpo.artifact_files import ArtifactFiles
 from hpo.front_end import FrontEnd
 from hpo.gate import Gate
+from hpo.preconditions import Preconditions
 from hpo.presentation import Presentation
+from hpo.web_server import WebServer
 from storage.artifact_store import ArtifactStore
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree
 
-_LARGEST_BODY = {False: 1 << 20, True: 128 << 20}  # bytes of a request, by `writable`: uploads need room
 _THREADS = 16
 _COMPUTING = re.compile(r"/csv/.*|/api/studies/\d+/(plot/.*|param_importances)/?")
 _MOST_WAITING = _THREADS // 2
@@ -67,20 +65,11 @@ class Dashboard:
 
     def __init__(self, gate: Gate, listener: socket.socket, address: Address, *, writable: bool) -> None:
         self._gate = gate
+        self._server = WebServer(gate, listener, threads=_THREADS, trusted=gate.knows, large_bodies=writable)
         self.url: str = address.url
         """Where it is; asks for the password."""
         self.port: int = listener.getsockname()[1]
         """What it listens on."""
-        self._channels: dict[int, Any] = {}
-        self._server = waitress.create_server(
-            gate,
-            map=self._channels,
-            sockets=[listener],
-            threads=_THREADS,
-            ident=None,
-            max_request_body_size=_LARGEST_BODY[writable],
-            clear_untrusted_proxy_headers=True,  # anybody can say that he was forwarded
-        )
 
     @property
     def url_with_token(self) -> str:
@@ -88,19 +77,12 @@ class Dashboard:
         return f"{self.url}?token={self._gate.token}"
 
     def run(self) -> None:
-        """Answer until interrupted, or until `close` is called by another thread or by a signal's handler."""
-        try:
-            self._server.run()
-        finally:
-            self._end()
+        """Answer until interrupted, or until `close` is called."""
+        self._server.run()
 
     def close(self) -> None:
-        """Stop listening and let `run` return."""
-        self._server.trigger.pull_trigger(self._end)  # in the loop's own thread: no descriptor goes under its select
-
-    def _end(self) -> None:
-        self._server.task_dispatcher.shutdown()
-        close_all(self._channels)
+        """Let `run` return soon; by another thread, or by a signal's handler at any moment and as often as it likes."""
+        self._server.close()
 
 
 def serve(
@@ -139,10 +121,18 @@ def serve(
     if artifacts is not None:
         application = ArtifactFiles(application, storage.engine, artifacts)
     application = Presentation(Moderation(application), storage, tree, prefix=prefix)
+    application = Preconditions(application, storage)
     if prefix:
         application = FrontEnd(application, prefix)
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     taken = listener.getsockname()[1]
     # Cookies know no ports: two dashboards on one machine must not overwrite each other's.
-    gate = Gate(application, password=password, writable=writable, cookie=f"mammography_{taken}", address=address)
+    gate = Gate(
+        application,
+        password=password,
+        writable=writable,
+        cookie=f"mammography_{taken}",
+        address=address,
+        local=host in LOOPBACK,
+    )
     return Dashboard(gate, listener, address or Address.listening(host, taken), writable=writable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from hpo.errors import SearchError
 _LONGEST = 1024  # bytes of a password
 
 
-class PasswordFileError(SearchError):
-    """A file that holds no password, or that cannot be read; the message names it and never shows what is in it."""
+class PasswordError(SearchError):
+    """What was meant as a password is none, or cannot be read; the message says where it is and never shows it."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,17 @@ def choose_password(file: Path | None, secret: str | None, kept: Path) -> Passwo
     Return the password in *file*, else *secret*, else the random one that is kept at *kept*.
 
     A random one is made once, in a file of its owner's alone, and is the same at the next start: browsers remember it, and
-    whoever restarts the dashboard has nothing to tell anybody. Removing the file makes a new one. Where nothing can be written
-    at *kept* (an output tree that is mounted read-only) it is left in a file of the system's temporary folder.
+    whoever restarts the dashboard has nothing to tell anybody. Removing the file makes a new one. Where it cannot be kept at
+    *kept* (an output tree that is mounted read-only, or without hard links) it is left in the
+    system's temporary folder.
 
     Raises:
-        PasswordFileError: The file cannot be read, is empty, or holds more than one line.
+        PasswordError: The file cannot be read, is empty, or holds more than one line; *secret* is no text.
     """
     if file is not None:
         return _read(file)
     if secret is not None:
-        return Password(secret, None)
+        return _check(secret)
     try:
         return _keep(kept)
     except OSError:
@@ -55,42 +57,61 @@ def choose_password(file: Path | None, secret: str | None, kept: Path) -> Passwo
 
 def _keep(path: Path) -> Password:
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        if not os.access(path, os.R_OK):  # another user's: a container that only looks on
-            raise
-        return _read(path)
-    return _write(descriptor, path)
+    if not path.exists():
+        made = _make(f"{path.name}-", path.parent)
+        try:
+            path.hardlink_to(made)  # whole or not at all, and of two starts at a time one wins
+        except FileExistsError:
+            pass
+        finally:
+            made.unlink()
+    if not os.access(path, os.R_OK):  # another user's: a container that only looks on
+        raise PermissionError(path)
+    return _read(path)
 
 
 def _leave() -> Password:
-    descriptor, name = tempfile.mkstemp(prefix="mammography-dashboard-password-")  # of mode 600
-    return _write(descriptor, Path(name))
+    return _read(_make("mammography-dashboard-password-"))
 
 
-def _write(descriptor: int, path: Path) -> Password:
-    secret = secrets.token_urlsafe(16)
+def _make(prefix: str, folder: Path | None = None) -> Path:
+    """Return a new file, in the system's temporary folder unless another is said, with a random password in it."""
+    descriptor, name = tempfile.mkstemp(prefix=prefix, dir=folder)  # of mode 600
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(f"{secret}\n")
-    return Password(secret, path)
+        stream.write(f"{secrets.token_urlsafe(16)}\n")
+    return Path(name)
+
+
+def _check(secret: str) -> Password:
+    try:
+        secret.encode()
+    except UnicodeEncodeError:  # `from None`: the error would carry the password along
+        raise PasswordError("the dashboard's password in the environment is no text in UTF-8") from None
+    return Password(secret, None)
 
 
 def _read(path: Path) -> Password:
     try:
-        with path.open("rb") as stream:
-            content = stream.read(_LONGEST + 1)
+        with open(path, "rb", opener=_at_once) as stream:
             mode = os.fstat(stream.fileno()).st_mode
+            content = stream.read(_LONGEST + 1) if stat.S_ISREG(mode) else None
     except OSError as error:
-        raise PasswordFileError(f"{path}: the dashboard's password cannot be read: {error.strerror}") from error
+        raise PasswordError(f"{path}: the dashboard's password cannot be read: {error.strerror}") from error
+    if content is None:
+        raise PasswordError(f"{path}: a file with the dashboard's password was expected")
     try:
-        secret = content.decode().strip("\r\n")
+        secret = content.decode("utf-8-sig").strip("\r\n")
     except UnicodeDecodeError:
         # `from None`: the error would carry the content along
-        raise PasswordFileError(f"{path}: the dashboard's password is no text in UTF-8") from None
+        raise PasswordError(f"{path}: the dashboard's password is no text in UTF-8") from None
     if not secret.strip():
-        raise PasswordFileError(f"{path}: no password is in it")
+        raise PasswordError(f"{path}: no password is in it: write one, or remove the file where you did not make it")
     if "\n" in secret or len(content) > _LONGEST:
-        raise PasswordFileError(f"{path}: one line with the dashboard's password was expected")
+        raise PasswordError(f"{path}: one line with the dashboard's password was expected")
     open_to = "everybody on this machine" if mode & 0o007 else "its group" if mode & 0o070 else None
     return Password(secret, path, None if open_to is None else f"{path}: {open_to} can read the dashboard's password")
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for whoever may write to a named pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)

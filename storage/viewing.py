@@ -57,14 +57,16 @@ def artifacts(engine: sa.Engine, trial_ids: Collection[int]) -> dict[int, list[A
     return found
 
 
-def artifact(engine: sa.Engine, study_id: int, trial_id: int, artifact_id: str) -> Artifact | None:
-    """Return one artifact of a trial of that study, or None."""
+def artifact(engine: sa.Engine, study_id: int, trial_id: int | None, artifact_id: str) -> Artifact | None:
+    """Return one artifact of a trial of that study, or of the study itself where *trial_id* is None; None if there is none."""
+    of_study = "select value_json from study_system_attributes where study_id = :study and key = :key"
+    of_trial = (
+        "select value_json from trials join trial_system_attributes using (trial_id)"
+        " where study_id = :study and trial_id = :trial and key = :key"
+    )
     with engine.connect() as connection:
         value = connection.execute(
-            sa.text(
-                "select value_json from trials join trial_system_attributes using (trial_id)"
-                " where study_id = :study and trial_id = :trial and key = :key"
-            ),
+            sa.text(of_study if trial_id is None else of_trial),
             {"study": study_id, "trial": trial_id, "key": f"{_ARTIFACT}{artifact_id}"},
         ).scalar_one_or_none()
     return None if value is None else _artifact(value)

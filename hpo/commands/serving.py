@@ -9,20 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hpo.address import LOOPBACK, Address
 from hpo.commands.options import PATH, Everywhere, everywhere
 from hpo.commands.speech import DONE, WRONG_INPUT, say
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hpo.address import Address
-
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-
 
 def _address(context: click.Context, parameter: click.Parameter, value: str | None) -> Address | None:  # noqa: ARG001 - click's signature
-    from hpo.address import Address
-
     try:
         return None if value is None else Address.parse(value)
     except ValueError as error:
@@ -58,14 +53,14 @@ def dashboard(
     """
     from hpo.dashboard import serve
     from hpo.front_end import FrontEndError
-    from hpo.password import PasswordFileError, choose_password
+    from hpo.password import PasswordError, choose_password
     from hpo.settings import dashboard_password
     from storage.artifact_store import open_artifacts
 
     said, settings = dashboard_password(), everywhere.settings()
     try:
         password = choose_password(password_file or said.file, said.secret, settings.outputs / ".dashboard-password")
-    except PasswordFileError as error:
+    except PasswordError as error:
         return say(error, WRONG_INPUT)
     tree, storage = everywhere.open("dashboard")
     try:
@@ -95,7 +90,7 @@ def _warn(host: str, address: Address | None, password_warning: str | None, *, w
     """Say on standard error what a person may not have meant."""
     if password_warning is not None:
         click.echo(password_warning, err=True)
-    if host not in _LOOPBACK:
+    if host not in LOOPBACK:
         click.echo(
             f"{host} lets other machines in, and to them password and pages travel unencrypted: let only a reverse proxy with"
             " TLS reach it (--base-url), or stay on 127.0.0.1 and use an SSH tunnel",
@@ -122,7 +117,7 @@ def metrics(everywhere: Everywhere, /, name: str, host: str, port: int) -> int:
         signal.signal(each, lambda *_: stop.set())
     _, found = everywhere.study(name, "metrics")
     server = serve(found, host=host, port=port)
-    if host not in _LOOPBACK:
+    if host not in LOOPBACK:
         click.echo(f"{host} lets other machines in, and nothing asks them for a password", err=True)
     click.echo(f"metrics: {url(server)}")
     stop.wait()

@@ -140,7 +140,7 @@ def look_around(page: Page, base: str) -> None:
 def test_the_password_opens_a_study_with_pictures_and_notes(
     page: Page, complaints: list[str], storage: StudyStorage, database_url: URL, tmp_path: Path
 ) -> None:
-    """Nothing without it; with it the study, a trial, its pictures, its note and its table; and nothing can be deleted."""
+    """Nothing without it; with it the study, a trial, its pictures, note and table; nothing can be deleted; and out again."""
     file = tmp_path / "password"
     file.write_text(f"{PASSWORD}\n", encoding="utf-8")
     file.chmod(0o600)
@@ -165,6 +165,11 @@ def test_the_password_opens_a_study_with_pictures_and_notes(
         assert statuses == [403, 403, 403]
         page.goto(f"{base}/dashboard")
         expect(page.get_by_text("density").first).to_be_visible()
+        page.goto(f"{base}/logout")
+        page.get_by_role("button", name="Log out").click()
+        expect(page.get_by_label("Password")).to_be_visible()
+        page.goto(f"{base}/dashboard")
+        expect(page.get_by_label("Password")).to_be_visible()
     assert [each.study_name for each in storage.optuna.get_all_studies()] == ["density"]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+import sqlalchemy as sa
 from optuna.storages import BaseStorage
 from sqlalchemy import URL
 
@@ -176,7 +177,7 @@ def test_a_wrong_password_costs_time_and_opens_nothing(dashboard: Dashboard, pas
 
 
 def test_guesses_do_not_run_side_by_side(dashboard: Dashboard) -> None:
-    """While a wrong password is being paid for, another try is turned away at once, and the pages still answer."""
+    """While wrong passwords are being paid for, few wait, the others are turned away, and the pages still answer."""
     insider = Browser(dashboard)
     insider.log_in(PASSWORD)
     statuses: list[int] = []
@@ -380,3 +381,85 @@ def test_artifacts_open_as_what_cannot_do_harm(storage: StudyStorage, tmp_path: 
         assert browser.ask(f"/artifacts/{study_id}/{seen._trial_id}/00").status == 404
         assert browser.ask(f"/artifacts/{study_id + 1}/{seen._trial_id}/{names[1]}").status == 404
         assert browser.ask("/artifacts/999999999999999999/1/00").status == 404
+        # What belongs to the study, as Optuna's upload_artifact writes it down, is answered by the same rules.
+        (own,) = (key for key in attributes[2])
+        storage.optuna.set_study_system_attr(study_id, own, attributes[2][own])
+        for place in (f"/artifacts/{study_id}/{names[2]}", f"{path}/{names[2]}"):
+            page = browser.ask(place)
+            assert (page.status, page.text) == (200, CSV)
+            assert page.headers["Content-Disposition"].startswith("attachment")
+            head = browser.ask(place, "HEAD")
+            assert (head.status, head.text, head.headers["Content-Type"]) == (200, "", "text/html")
+            assert head.headers["Content-Disposition"].startswith("attachment")
+        assert browser.ask(f"{path}/{names[0]}", "HEAD").status == 404
+        assert browser.ask(f"/artifacts/{study_id}/{names[1]}").status == 404
+
+
+@dataclass
+class Away:
+    """A way to the database that a test cuts."""
+
+    url: URL
+
+    def cut(self) -> None:
+        """Let no one in any more, and throw out who is in."""
+        with self._outside().connect() as connection:
+            name = self.url.database
+            connection.execute(sa.text(f'alter database "{name}" allow_connections false'))
+            connection.execute(
+                sa.text("select pg_terminate_backend(pid) from pg_stat_activity where datname = :name"), {"name": name}
+            )
+
+    def mend(self) -> None:
+        """Let everybody in again."""
+        with self._outside().connect() as connection:
+            connection.execute(sa.text(f'alter database "{self.url.database}" allow_connections true'))
+
+    def _outside(self) -> sa.Engine:
+        return sa.create_engine(self.url.set(database="postgres"), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+
+
+def test_a_database_that_is_away_is_said(
+    dashboard: Dashboard, studies: BaseStorage, database_url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an answer that pages understand, in one line of the log each; and later everything is as before."""
+    browser = Browser(dashboard)
+    browser.log_in(PASSWORD)
+    (study,) = studies.get_all_studies()
+    paths = ("/api/studies", f"/api/studies/{study._study_id}", f"/csv/{study._study_id}", "/artifacts/1/2/00")
+    away = Away(database_url)
+    away.cut()
+    try:
+        answers = [browser.ask(path) for path in paths]
+    finally:
+        away.mend()
+    assert {answer.status for answer in answers} == {503}
+    assert {answer.text for answer in answers} == {'{"reason": "the database is away"}'}
+    said = [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
+    assert [record.exc_info for record in said] == [None] * len(paths)
+    assert all("\n" not in record.getMessage() for record in said)
+    assert browser.ask(paths[1]).status == 200
+
+
+def test_a_study_whose_name_is_no_file_name_has_no_csv(dashboard: Dashboard, studies: BaseStorage) -> None:
+    """A line break in it would end a header."""
+    study_id = studies.create_new_study([optuna.study.StudyDirection.MINIMIZE], "a\r\nb")
+    browser = Browser(dashboard)
+    browser.log_in(PASSWORD)
+    assert browser.ask(f"/csv/{study_id}").status == 404
+    assert browser.ask("/csv/99999").status == 404
+    (ours,) = (each._study_id for each in studies.get_all_studies() if each.study_name == "density")
+    assert "0.6" in browser.ask(f"/csv/{ours}").text
+
+
+def test_a_client_that_says_little_gets_pages(dashboard: Dashboard) -> None:
+    """No encodings that it accepts, as a script asks, and a host that nobody can read."""
+    browser = Browser(dashboard)
+    browser.log_in(PASSWORD)
+    (cookie,) = (f"{each.name}={each.value}" for each in browser.cookies)
+    for path in ("/static/bundle.js", "/favicon.ico"):
+        with socket.create_connection(("127.0.0.1", dashboard.port), timeout=10) as asking:
+            asking.sendall(f"HEAD {path} HTTP/1.1\r\nCookie: {cookie}\r\nConnection: close\r\n\r\n".encode())
+            assert asking.recv(1 << 16).split()[1] == b"200"
+    assert browser.ask("/", Host="[").status == 403
+    assert browser.ask("/", Host="localhost:1").status == 200

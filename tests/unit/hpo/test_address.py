@@ -13,6 +13,9 @@ from hpo.address import Address
         ("http://lab.example:8443/a/b", "http://lab.example:8443/a/b/", False),
         ("HTTPS://Lab.Example:443/hpo", "https://lab.example/hpo/", True),  # as a browser writes it in Origin
         ("http://[::1]:8080", "http://[::1]:8080/", False),
+        ("http://[0:0::0:1]:8080", "http://[::1]:8080/", False),
+        ("https://xn--mnchen-3ya.de/hpo", "https://xn--mnchen-3ya.de/hpo/", True),
+        ("http://gpu_1.lab.example", "http://gpu_1.lab.example/", False),
     ],
 )
 def test_what_a_person_writes_is_what_a_browser_sees(text: str, url: str, encrypted: bool) -> None:
@@ -30,6 +33,12 @@ def test_what_a_person_writes_is_what_a_browser_sees(text: str, url: str, encryp
         "https://",
         "https://lab.example:x",
         "https://lab.example:99999",
+        "https://lab.example:0/",
+        'https://a"b/',
+        "https://exa mple/",
+        "https://h<script>/x",
+        "https://münchen.de/",
+        "https://[::1%25eth0]/",
         "https://user:secret@lab.example",
         "https://lab.example/?a=b",
         "https://lab.example/#x",
@@ -38,6 +47,7 @@ def test_what_a_person_writes_is_what_a_browser_sees(text: str, url: str, encryp
         "https://lab.example/`${x}",
         "https://lab.example/../x",
         "https://lab.example/api",
+        "https://lab.example/logout",
         "https://lab.example/dashboard/hpo",
     ],
 )

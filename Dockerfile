@@ -9,7 +9,7 @@ USER 1000:1000
 ENTRYPOINT ["python3", "/usr/local/lib/first_run.py"]
 
 
-# The project as a wheel, and which commit it is of. No image has git or .git; this stage is thrown away.
+# The project as a wheel, and which commit it is of. No image that runs has git or anything of .git.
 FROM ${PYTHON_IMAGE} AS project
 RUN apt-get update -qq \
  && apt-get install -qq --no-install-recommends git >/dev/null \
@@ -28,7 +28,8 @@ FROM ${PYTHON_IMAGE} AS requirements
 WORKDIR /requirements
 COPY pyproject.toml constraints.txt ./
 RUN python3 -c "import pathlib, tomllib; declared = tomllib.loads(pathlib.Path('pyproject.toml').read_text()); \
-    pathlib.Path('worker.txt').write_text('\n'.join(declared['project']['dependencies'])); \
+    project = declared['project']; \
+    pathlib.Path('worker.txt').write_text('\n'.join(project['dependencies'] + project['optional-dependencies']['s3'])); \
     pathlib.Path('dashboard.txt').write_text('\n'.join(declared['dependency-groups']['dashboard']))"
 
 

@@ -4,7 +4,8 @@ What the service `setup` does before the others start: passwords and folders, ma
 The project's folder is mounted at /project, and whoever owns it owns what is made here. So the services have to run as that
 user; where they do not, one line says what to write into `.env`. Standard library only: the image holds nothing else.
 
-    first_run.py [FOLDER ...]     folders to make if they are not there; those outside the project are left to the user
+    first_run.py ON_HOST [FOLDER ...]     where the project's folder is on the host, as far as compose knows; folders to make
+                                          if they are not there: those outside the project are left to the user
 """  # noqa: INP001 - a script in an image, no package
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ class RefusedError(Exception):
     """Something that only the user can put right, in one line."""
 
 
-def main(project: Path, folders: list[str]) -> None:
+def main(project: Path, on_host: str, folders: list[str]) -> None:
     """
-    Make the passwords below *project* and those *folders* that are relative to it, whatever of them is not there yet.
+    Make the passwords below *project* and those *folders* that are in it, whatever of them is not there yet.
 
     Raises:
-        RefusedError: Another user owns the project's folder, its passwords or a folder.
+        RefusedError: Another user owns the project's folder or its passwords, or a folder is none that compose would mount.
     """
     _check_owner(project)
+    for folder in folders:
+        if not folder.startswith((".", "/")):  # compose alone knows whose home ~ is, and takes a mere name for a volume
+            raise RefusedError(f"the folder {folder} in .env has to begin with ./ or with /")
     kept = project / "secrets"
     kept.mkdir(mode=0o700, exist_ok=True)
     _check_owned_alike(kept, project)
@@ -43,9 +47,9 @@ def main(project: Path, folders: list[str]) -> None:
     _keep(kept / "dashboard-password", secrets.token_urlsafe(16), project)
     os.close(lock)
     for folder in folders:
-        path = Path(os.path.normpath(project / folder))
-        if path.is_relative_to(project):
-            path.mkdir(parents=True, exist_ok=True)
+        path = os.path.relpath(folder, on_host or project) if folder.startswith("/") else os.path.normpath(folder)
+        if ".." not in Path(path).parts:
+            (project / path).mkdir(parents=True, exist_ok=True)
 
 
 def _check_owner(project: Path) -> None:
@@ -97,6 +101,6 @@ def _escaped(password: str) -> str:
 
 if __name__ == "__main__":
     try:
-        main(PROJECT, sys.argv[1:])
+        main(PROJECT, sys.argv[1], sys.argv[2:])
     except (RefusedError, OSError) as error:
         sys.exit(f"setup: {error}")

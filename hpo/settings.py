@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.compose_stack import PRIVATE, stack_url
+from storage.compose_stack import PRIVATE, find_stack
 
 DATABASE_URL = "MAMMOGRAPHY_DATABASE_URL"
 OUTPUTS = "MAMMOGRAPHY_OUTPUTS"
@@ -27,23 +27,30 @@ _FOR_STEPS_ON_THE_CPU = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the database, the output folder and the artifacts are, from flags first and the environment second."""
+    """
+    Where the database, the output folder and the artifacts are, from flags first and the environment second.
+
+    In the folder of the compose stack it is what the stack's containers use, as long as its database is meant.
+    """
 
     database: str | None = field(repr=False)
-    """A PostgreSQL URL, in the folder of the compose stack that of its database; None for the private server."""
+    """A PostgreSQL URL; None for the private server."""
     outputs: Path
     artifacts: str
     """Where what the dashboard shows of finished trials is kept: a folder, or s3://BUCKET/PREFIX."""
 
     @classmethod
     def resolve(cls, *, database: str | None, outputs: Path | None, artifacts: str | None = None) -> Settings:
-        """Return the settings: what is given, else what the environment says, else the defaults."""
-        output_root = (outputs or Path(os.environ.get(OUTPUTS) or "outputs")).absolute()
-        said = asked_database(database) or stack_url(Path.cwd(), os.environ.get("DATABASE_PORT"))
+        """Return the settings: what is given, else what the environment says, else the stack's, else the defaults."""
+        asked = asked_database(database)
+        stack = None if asked else find_stack(Path.cwd(), os.environ)
+        url = stack.database if stack else asked
+        output_root = Path(outputs or os.environ.get(OUTPUTS) or (stack and stack.outputs) or "outputs").absolute()
+        kept = artifacts or os.environ.get(ARTIFACTS) or (stack and stack.artifacts)
         return cls(
-            database=None if said == PRIVATE else said,
+            database=None if url == PRIVATE else url,
             outputs=output_root,
-            artifacts=artifacts or os.environ.get(ARTIFACTS) or str(output_root / "artifacts"),
+            artifacts=kept or str(output_root / "artifacts"),
         )
 
 

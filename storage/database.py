@@ -17,7 +17,7 @@ import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy import URL, Engine, make_url
 
-from storage.compose_stack import ADVICE, is_of_stack
+from storage.compose_stack import advice, is_of_stack
 from storage.errors import DatabaseUnavailableError, DatabaseUrlError
 from storage.private_server import PrivateServer
 
@@ -150,14 +150,14 @@ def open_database(url: str | URL, *, application_name: str) -> Engine:
 
 
 def check(engine: Engine) -> None:
-    """Connect once. Raises DatabaseUnavailableError, one line with host, port and database, and what starts the stack's."""
+    """Connect once. Raises DatabaseUnavailableError, one line with host, port and database, and what helps with the stack's."""
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql("select 1")
     except sa.exc.OperationalError as error:
         why = reason(error)
         if is_of_stack(engine.url):
-            why += f"; {ADVICE}"
+            why += advice(why)
         raise DatabaseUnavailableError(why, display(engine.url)) from error
 
 

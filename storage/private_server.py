@@ -48,7 +48,10 @@ shared_buffers = 64MB
 idle_in_transaction_session_timeout = 10s
 timezone = 'UTC'
 log_timezone = 'UTC'
+log_min_error_statement = panic
+log_error_verbosity = terse
 """
+"""The last two: statements, and the rows that an error shows, name patients and images, which are no business of a log."""
 
 
 class PrivateServer:

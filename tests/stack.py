@@ -70,7 +70,31 @@ class Stack:
         made = cls(folder, project, owner, commit.stdout.strip())
         made.give(folder)
         made.down()  # what a killed test left under this name
+        made.forget_images()
         return made
+
+    def forget_images(self) -> None:
+        """Untag the images of an earlier run, for `up` builds only what is not there. Layers stay, for the build to find."""
+        ours = [f"--filter=reference={self.project}{between}*" for between in "_-"]
+        if names := docker("images", "--format={{.Repository}}:{{.Tag}}", *ours).split():
+            docker("rmi", "--no-prune", *names)
+
+    def commit_anew(self) -> str:
+        """Make a commit in the clone, as `git pull` brings one, and return it."""
+        git = (
+            GIT,
+            "-C",
+            str(self.folder),
+            "-c",
+            "safe.directory=*",
+            "-c",
+            "user.name=test",
+            "-c",
+            "user.email=test@test",
+        )
+        subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "another"], check=True)
+        self.give(self.folder / ".git")
+        return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
 
     def give(self, *paths: Path) -> None:
         """Make the owner of the clone the owner of *paths* and of what is below them: a test that root runs made them."""
@@ -84,7 +108,7 @@ class Stack:
         return subprocess.run(
             [*compose_command(), "--project-name", self.project, *arguments],
             cwd=self.folder,
-            env={**ours, **{name: str(value) for name, value in settings.items()}},
+            env={**ours, "PWD": str(self.folder), **{name: str(value) for name, value in settings.items()}},
             check=False,
             timeout=timeout_s,
             capture_output=True,
@@ -144,7 +168,7 @@ class Stack:
         return (self.folder / "secrets" / name).read_text(encoding="utf-8").strip()
 
     def down(self) -> None:
-        """Take everything down, the data too. Images stay: the next build finds most of its layers in them."""
+        """Take everything down, the data too. Images stay: the next build finds their layers."""
         self.ok("--profile", "worker", "--profile", "study", "down", "--volumes", "--remove-orphans")
 
     def remove(self) -> None:

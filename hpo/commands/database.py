@@ -6,12 +6,25 @@ import click
 
 from hpo.commands.options import Everywhere, everywhere
 from hpo.commands.speech import DONE, FAILED
+from hpo.settings import Settings
 
 
 @click.group("db", no_args_is_help=False)
 @everywhere
 def db() -> None:
     """Which database is used; and the private PostgreSQL server under the output folder."""
+
+
+def _of_the_private_server(everywhere: Everywhere) -> Settings:
+    """Return the settings. Where other commands use another database, say so: in the compose stack's folder, they do."""
+    from storage.compose_stack import PRIVATE
+    from storage.database import display, parse_url
+
+    settings = everywhere.settings()
+    if settings.database is not None:
+        used = display(parse_url(settings.database))
+        click.echo(f"mammography: commands here use {used}, and this server only with --database {PRIVATE}", err=True)
+    return settings
 
 
 @db.command("start")
@@ -21,7 +34,7 @@ def db_start(everywhere: Everywhere, /) -> int:
     """Start the private server; every command that needs it does so by itself."""
     from storage.private_server import PrivateServer
 
-    server = PrivateServer(everywhere.settings().outputs)
+    server = PrivateServer(_of_the_private_server(everywhere).outputs)
     server.start()
     click.echo(f"running, in {server.folder}")
     return DONE
@@ -34,7 +47,7 @@ def db_stop(everywhere: Everywhere, /) -> int:
     """Stop the private server."""
     from storage.private_server import PrivateServer
 
-    PrivateServer(everywhere.settings().outputs).stop()
+    PrivateServer(_of_the_private_server(everywhere).outputs).stop()
     click.echo("stopped")
     return DONE
 

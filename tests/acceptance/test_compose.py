@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+from moto.server import ThreadedMotoServer
 
 from tests.laboratory import STUDY
 from tests.stack import Stack, docker, engine_answers, free_port
@@ -36,6 +37,9 @@ workers = [each for each in psutil.process_iter() if "worker" in each.cmdline()]
 workers[0].kill()
 print(len(workers), workers[0].pid)
 """
+IMPORTS = "import io, os; from storage.artifact_store import open_artifacts"
+MAKE_BUCKET = f"{IMPORTS}; import boto3; boto3.client('s3').create_bucket(Bucket='films')"
+STORE = "open_artifacts(os.environ['MAMMOGRAPHY_ARTIFACTS'])"
 
 
 def owner_of_clones() -> tuple[int, int]:
@@ -48,16 +52,18 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A fresh clone with an archive and a study file, brought up by the README's first line."""
     assert engine_answers(), "no Docker engine answers"
     owner = owner_of_clones()
+    folder = tmp_path_factory.mktemp("stack") / "clone"
     settings: dict[str, object] = {
         "DATABASE_PORT": free_port(),
         "DASHBOARD_PORT": free_port(),
         "STUDY": "small",
         "STUDY_FILE": "./study.yaml",
         "WORKERS": 2,
+        "OUTPUTS": folder / "outputs",
     }
     if owner[0] != 1000:
         settings["HOST_USER"] = "{}:{}".format(*owner)
-    made = Stack.clone(tmp_path_factory.mktemp("stack") / "clone", "mammography-test", owner, settings)
+    made = Stack.clone(folder, "mammography-test", owner, settings)
     try:
         made.up()
         yield made
@@ -107,6 +113,11 @@ def finished(stack: Stack) -> int:
     """Return how many trials are finished."""
     spent: int = stack.status()["budget"]["spent"]
     return spent
+
+
+def kept(stack: Stack) -> tuple[dict[str, Any], list[str]]:
+    """Return what nobody may lose: the study with its trials, and the passwords."""
+    return stack.status(), [stack.secret(name) for name in PASSWORDS]
 
 
 def records(stack: Stack) -> list[dict[str, Any]]:
@@ -217,6 +228,43 @@ def test_no_password_is_anywhere_else(searched: Stack) -> None:
         assert not any(password in content for password in passwords)
 
 
+def test_logs_of_the_database_repeat_nothing_that_is_stored(searched: Stack) -> None:
+    """Which error there was, but neither the statement nor the row: they name patients."""
+    sql = "create temporary table folds (patient text check (patient = '')); insert into folds values ('patient-4711')"
+    psql = ("psql", "-X", "-h", "127.0.0.1", "-U", "mammography", "-d", "mammography", "-c", sql)
+    refused = searched.run("exec", "-T", "db", *psql)
+    assert (refused.returncode, "patient-4711" in refused.stderr) == (1, True)
+    log = docker("logs", *searched.containers("db"))
+    assert "violates check constraint" in log
+    assert "4711" not in log
+
+
+def test_artifacts_can_be_in_a_bucket(searched: Stack) -> None:
+    """`.env` names it, the keys are in a file beside the passwords, and what a worker puts there the dashboard's image reads."""
+    (network,) = json.loads(docker("network", "inspect", f"{searched.project}_default"))
+    bucket = ThreadedMotoServer(ip_address=network["IPAM"]["Config"][0]["Gateway"], port=0, verbose=False)
+    bucket.start()
+    keys = searched.folder / "secrets" / "aws-credentials"
+    keys.write_text("[default]\naws_access_key_id = k3y\naws_secret_access_key = s3cr3t\n", encoding="utf-8")
+    searched.give(keys)
+    settings = {
+        "ARTIFACTS": "s3://films/ours",
+        "AWS_ENDPOINT_URL_S3": "http://{}:{}".format(*bucket.get_host_and_port()),
+    }
+    python = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "python")
+    try:
+        searched.ok(
+            *python, "study", "-c", f"{MAKE_BUCKET}; {STORE}.write('curve', io.BytesIO(b'falling'))", **settings
+        )
+        said = searched.ok(
+            *python, "dashboard", "-c", f"{IMPORTS}; print({STORE}.open_reader('curve').read())", **settings
+        )
+        assert "falling" in said
+    finally:
+        keys.unlink()
+        bucket.stop()
+
+
 def test_images_run_as_a_user_and_hold_no_source(searched: Stack) -> None:
     """Each of our images says who it runs as; none has the repository, a setting or a password in it."""
     for service in ("setup", "dashboard", "worker"):
@@ -242,14 +290,46 @@ def test_commands_on_the_host_use_the_stacks_database(searched: Stack) -> None:
 
 def test_down_and_up_again_keeps_everything(searched: Stack) -> None:
     """The study, its trials and the passwords: `down` removes containers, not data. In between one line says what to do."""
-    before = (searched.status(), [searched.secret(name) for name in PASSWORDS])
+    before = kept(searched)
     searched.ok("--profile", "worker", "down")
     assert searched.containers() == []
     gone = searched.command("study", "list")
     assert (gone.returncode, gone.stdout, gone.stderr.count("\n")) == (1, "", 1)
     assert "`docker compose up -d` starts it" in gone.stderr
     searched.up()
-    assert (searched.status(), [searched.secret(name) for name in PASSWORDS]) == before
+    assert kept(searched) == before
+
+
+def test_an_upgrade_keeps_everything(searched: Stack) -> None:
+    """New images of the new commit, as the README says it; the study, its trials and the passwords are those of before."""
+    before, commit = kept(searched), searched.commit_anew()
+    searched.ok("--profile", "worker", "--profile", "study", "build")
+    searched.up()
+    assert kept(searched) == before
+    asked = "from trainer.provenance import commit; print(commit())"
+    for image in (("exec", "-T", "dashboard", "python"), ("run", "--rm", "-T", "--entrypoint", "python", "study")):
+        assert searched.ok(*image, "-c", asked).strip() == f"git_commit='{commit}' git_dirty=False"
+
+
+def test_lost_passwords_are_named(searched: Stack) -> None:
+    """Where `secrets/` is not that of the volume, commands say this, and not how to start what runs."""
+    passfile = searched.folder / "secrets" / "database.pgpass"
+    right = passfile.read_bytes()
+    passfile.write_text("*:*:*:mammography:new", encoding="utf-8")
+    refused = searched.command("study", "list")
+    passfile.write_bytes(right)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert "password authentication failed" in refused.stderr
+    assert "secrets/ is not what its volume was made with" in refused.stderr
+    assert "docker compose up" not in refused.stderr
+
+
+def test_a_worker_that_cannot_work_gives_up(searched: Stack) -> None:
+    """What is wrong for good, as a study that is not there, is tried five times again, and not for ever."""
+    searched.ok("--profile", "worker", "up", "--detach", "worker", STUDY="nothing", WORKERS=1)
+    searched.wait(lambda: searched.inspect("worker")["State"]["Status"] == "exited")
+    ended = searched.inspect("worker")
+    assert (ended["RestartCount"], ended["State"]["ExitCode"]) == (5, 2)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a clone to another user")

@@ -49,6 +49,7 @@ def test_the_dashboard_needs_no_more_than_its_image_has() -> None:
     declared = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
     in_image = installed_with(list(declared["dependency-groups"]["dashboard"]))
     assert not in_image & {"torch", "torchvision", "timm"}
+    assert "boto3" in in_image, "it shows artifacts in a bucket, too"
     modules = metadata.packages_distributions()
     absent = [name for name, owners in modules.items() if not set(map(canonical, owners)) & in_image]
     ours = {"hpo", "storage", "trainer", "tests"}

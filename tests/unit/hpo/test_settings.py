@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hpo.cli import run
 from hpo.settings import ARTIFACTS, DATABASE_URL, OUTPUTS, Settings, allowed_gpus, child_environment
 from storage.compose_stack import PRIVATE
 
@@ -35,7 +36,8 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The current folder, in which a compose stack has run."""
     monkeypatch.delenv(DATABASE_URL, raising=False)
-    monkeypatch.delenv("DATABASE_PORT", raising=False)
+    for name in (OUTPUTS, ARTIFACTS, "DATABASE_PORT", "OUTPUTS", "ARTIFACTS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docker-compose.yml").touch()
     (tmp_path / "secrets").mkdir()
@@ -52,6 +54,34 @@ def test_in_the_folder_of_the_compose_stack_its_database_is_meant(stack: Path, m
     monkeypatch.setenv(DATABASE_URL, "postgresql://environment/x")
     assert Settings.resolve(database=None, outputs=None).database == "postgresql://environment/x"
     assert Settings.resolve(database="postgresql://flag/x", outputs=None).database == "postgresql://flag/x"
+
+
+def test_with_the_stacks_database_go_its_outputs(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `.env` says of them counts for commands on the host, unless they are told otherwise or use another database."""
+    (stack / ".env").write_text("OUTPUTS=./big\nARTIFACTS=s3://films\n", encoding="utf-8")
+    found = Settings.resolve(database=None, outputs=None)
+    assert (found.outputs, found.artifacts) == (stack / "big", "s3://films")
+    told = Settings.resolve(database=None, outputs=Path("here"), artifacts="there")
+    assert (told.outputs, told.artifacts) == (stack / "here", "there")
+    for other in (PRIVATE, "postgresql://flag/x"):
+        unlike = Settings.resolve(database=other, outputs=None)
+        assert (unlike.outputs, unlike.artifacts) == (stack / "outputs", str(stack / "outputs" / "artifacts"))
+    monkeypatch.setenv(OUTPUTS, "/environment")
+    assert Settings.resolve(database=None, outputs=None).outputs == Path("/environment")
+
+
+@pytest.mark.parametrize(("command", "code"), [("start", 1), ("stop", 0)])
+def test_the_private_server_says_that_nobody_uses_it(
+    stack: Path, capsys: pytest.CaptureFixture[str], command: str, code: int
+) -> None:
+    """In the stack's folder `db start` and `db stop` first name the database that commands use there."""
+    if command == "start":
+        (stack / "outputs").touch()  # it does not start, and the test is done at once
+    assert run(["db", command]) == code
+    used = "mammography: commands here use postgresql://mammography@127.0.0.1:5432/mammography"
+    assert capsys.readouterr().err.startswith(f"{used}, and this server only with --database private\n")
+    assert run(["--database", PRIVATE, "db", command]) == code
+    assert "commands here" not in capsys.readouterr().err
 
 
 def test_the_private_server_can_be_asked_for(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.compose_stack import stack_url
+from storage.compose_stack import find_stack
 from storage.database import check, choose, display, open_database, parse_url, with_password, without_password
 from storage.errors import DatabaseUnavailableError, DatabaseUrlError
 
@@ -134,12 +134,12 @@ def test_the_compose_stack_says_how_to_start_it(tmp_path: Path) -> None:
     (tmp_path / "docker-compose.yml").touch()
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "database.pgpass").touch()
-    url = stack_url(tmp_path, "1")
-    assert url is not None
+    stack = find_stack(tmp_path, {"DATABASE_PORT": "1"})
+    assert stack is not None
     with pytest.raises(
         DatabaseUnavailableError, match="`docker compose up -d` starts it, `--database private`"
     ) as caught:
-        check(open_database(url, application_name="test"))
+        check(open_database(stack.database, application_name="test"))
     assert "\n" not in str(caught.value)
 
 

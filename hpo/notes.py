@@ -19,6 +19,9 @@ from storage.record import Attempt, TrialRecord
 
 LARGEST = 2000  # bytes
 
+UNREADABLE = "Its files are damaged: nothing else can be shown of it."
+_NO_RECORD = "No worker of this study has left a record of it."
+
 _LONGEST_REASON = 300  # bytes: of a traceback its end, where the error stands
 _LONGEST_VALUE = 60  # characters
 _ATTEMPTS = 4
@@ -38,21 +41,24 @@ def note(record: TrialRecord, pictures: Mapping[str, str]) -> str:
     return _with_params(blocks, record.params)
 
 
-def bare_note(trial: FrozenTrial, disguise: Callable[[str], str] = str) -> str:
+def bare_note(trial: FrozenTrial, said: Callable[[Any], Any], where: str = _NO_RECORD) -> str:
     """
-    Return the note of a finished trial that no worker of ours trained in this study, or that left no record.
+    Return the note of a finished trial of which no record is shown.
 
-    Its reason goes through *disguise*, unless what says it has done so.
+    Args:
+        trial: That no worker of ours trained in this study, or whose files are damaged.
+        said: Returns a parameter, or the reason, as others may read it.
+        where: What became of its record; of a trial that was taken over, from where.
     """
     origin, reason = trial.user_attrs.get("from"), trial.user_attrs.get("reason")
-    where = "No worker of this study has left a record of it."
     if origin is not None:
         study, number = origin["study"], origin["number"]
         where = f"Taken over from trial {number} of study {escaped(study)}: its files and pictures are there."
     state = trial.state.name.lower()
     value = trial.values[0] if trial.values else None
-    said = None if reason is None else disguise(str(reason))
-    return _with_params([_headline(state, value, ""), _reason(state, said), where], trial.params)
+    why = None if reason is None else str(said(str(reason)))
+    params = {name: said(value) for name, value in trial.params.items()}
+    return _with_params([_headline(state, value, ""), _reason(state, why), where], params)
 
 
 def escaped(value: object) -> str:

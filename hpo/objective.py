@@ -225,6 +225,8 @@ class Training:
     gallery: Gallery | None = None
     """None shows nothing on the dashboard."""
     _trial: Trial | None = None
+    _pulse: Pulse = field(default_factory=Pulse)
+    """Of the last trial."""
     _courses: Courses = field(init=False)
     _tidy: set[int] = field(default_factory=set)
     """Finished trials whose folders are known to be complete."""
@@ -234,7 +236,7 @@ class Training:
 
     def train(self, claim: Claim, attention: Attention) -> Outcome:
         """Return how the trial ended. Raises what `hpo.verdict` has a meaning for."""
-        self._trial = None
+        self._trial, self._pulse = None, attention.pulse
         self._trial = begin(self.station, claim, attention)
         with log_to(self._trial.folder.log):
             result = train(self._trial, self._courses, attention)
@@ -247,7 +249,7 @@ class Training:
         if self._trial is not None:
             record = trial_record.write_ending(self._trial, outcome)
             if self.gallery is not None:
-                self.gallery.hang(claim, record, self._trial.folder)
+                self.gallery.hang(claim, record, self._trial.folder, self._pulse.beat)
         if self.gallery is None or outcome.reason is None:
             return outcome
         return dataclasses.replace(outcome, reason=self.gallery.disguise.text(outcome.reason))
@@ -280,8 +282,8 @@ class Training:
                 self._tidy.add(trial.number)
                 try:
                     trial_record.complete_folder(self.station, trial)
-                except FolderVanishedError as error:  # somebody removed it: no reason to leave
-                    logger.warning("%s", error, extra={"action": "folder_vanished", "trial": trial.number})
+                except (FolderVanishedError, OSError) as error:  # removed, or the disk fails: no reason to leave
+                    logger.warning("%s", error, extra={"action": "folder_incomplete", "trial": trial.number})
         return self.gallery is not None and self.gallery.make_up()
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from hpo.assignment import check_queued, parse_assignments
 from hpo.study import Study
-from storage import exhibits, ledger, steering
+from storage import ledger, steering
 from storage.artifact_store import ArtifactStore, remove_all
-from storage.errors import LimitError
+from storage.errors import ArtifactStoreError, LimitError
 from storage.heartbeat import GRACE_S
 from storage.ledger import Budget
 
@@ -75,24 +75,26 @@ def stop(study: Study) -> None:
     steering.stop(study.storage.engine, study.registration.study_id, ASKED)
 
 
-def delete(study: Study, store: ArtifactStore) -> None:
+def delete(study: Study, store: ArtifactStore) -> ArtifactStoreError | None:
     """
-    Remove a study: its artifacts from *store*, its rows from the database, and its output folder.
+    Remove a study: its rows from the database, its artifacts from *store*, and its output folder.
 
-    In this order, so that a deletion that was interrupted can be done again to its end. Decoded data stay: other studies may use
-    them.
+    In this order: the rows go under the lock of every claim, and nobody who then begins to show a trial finds one. Return why
+    artifacts had to be left, of a store that is away or gone; None if all are removed. Decoded data stay: other studies may
+    use them.
 
     Raises:
         StudyInUseError: Workers are at work on it; nothing is removed.
-        ArtifactStoreError: The store is away; the study stays.
     """
     engine, study_id = study.storage.engine, study.registration.study_id
-    steering.check_idle(engine, study_id, study.name, GRACE_S)
-    kept = exhibits.kept(engine, study_id)
-    left_by_attempts = (exhibits.artifact_id(token, filename) for token in kept.tokens for filename in exhibits.FILES)
-    remove_all(store, {*kept.artifact_ids, *left_by_attempts})
-    steering.delete(engine, study_id, study.name, GRACE_S)
+    kept = steering.delete(engine, study_id, study.name, GRACE_S)
+    left: ArtifactStoreError | None = None
+    try:
+        remove_all(store, kept.all_ids())
+    except ArtifactStoreError as error:
+        left = error
     _remove_folder(study.folder.path)
+    return left
 
 
 def _remove_folder(path: Path) -> None:

@@ -57,6 +57,11 @@ def write_ending(trial: Trial, outcome: Outcome) -> TrialRecord:
     return record
 
 
+def agrees(record: TrialRecord, trial: FrozenTrial) -> bool:
+    """Return whether *record* says of a finished trial what the database says: its attempt may have died before it was told."""
+    return (record.state, record.value) == (trial.state.name.lower(), trial.value)
+
+
 def complete_folder(station: Station, trial: FrozenTrial) -> None:
     """
     Complete the folder of a finished trial: its last attempt's files in their place, and its record.
@@ -76,9 +81,20 @@ def complete_folder(station: Station, trial: FrozenTrial) -> None:
     published = read(ledger.published_folds, engine, trial_id)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.settle_folds({fold: publication.token for fold, publication in published.items()})
+    for written in (folder.attempt_path(attempts[-1].token) / _NAME, folder.record):
+        if written.is_file() and not _agrees_at(written, trial):
+            written.unlink(missing_ok=True)  # another worker tidies up at the same moment
     folder.promote(attempts[-1].token)
-    if folder.record.exists():
-        return
+    if not folder.record.exists():
+        write_anew(station, trial)
+
+
+def write_anew(station: Station, trial: FrozenTrial) -> TrialRecord:
+    """Write the record of a finished trial as the database knows it into the trial's folder, and return it."""
+    study = station.study
+    folder = study.folder.trial(trial.number)
+    engine, trial_id = study.storage.engine, trial._trial_id  # noqa: SLF001 - Optuna has no public name for it
+    read = station.claims.patience.call
     record = _record(
         station,
         trial.number,
@@ -87,12 +103,21 @@ def complete_folder(station: Station, trial: FrozenTrial) -> None:
         reason=trial.user_attrs.get("reason"),
         params=trial.params,
         resolution=read(ledger.resolution, engine, trial_id),
-        attempts=attempts,
-        published=published,
+        attempts=read(ledger.attempts, engine, trial_id),
+        published=read(ledger.published_folds, engine, trial_id),
         finished_at=None if trial.datetime_complete is None else trial.datetime_complete.astimezone(UTC),
         files=_files_of_trial(folder.path),
     )
     _write(folder.record, record)
+    return record
+
+
+def _agrees_at(path: Path, trial: FrozenTrial) -> bool:
+    """Return whether the record at *path* can be read and agrees."""
+    try:
+        return agrees(TrialRecord.model_validate_json(path.read_bytes()), trial)
+    except ValueError:
+        return False
 
 
 def _record(

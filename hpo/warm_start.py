@@ -17,6 +17,7 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
+from hpo import exhibition
 from hpo import study as studies
 from hpo.notes import bare_note
 from hpo.search_space import SearchSpace
@@ -141,6 +142,7 @@ def _other_settings(ours: TrainConfig, theirs: TrainConfig, searched: Collection
 def _add_all(study: Study, source: Study) -> Inheritance:
     """Add the trials of *source* that are trials of *study*."""
     numbers, there, outside, unusable = [], 0, 0, 0
+    unshown = set(exhibits.unshown(source.storage.engine, source.registration.study_id))
     for trial in source.trials:
         if not _is_usable(trial, source.file.cv.folds):
             unusable += 1
@@ -149,7 +151,8 @@ def _add_all(study: Study, source: Study) -> Inheritance:
         if params is None or not _same_vectors(study, source, params):
             outside += 1
             continue
-        number = _add(study, source, trial, params)
+        shown = trial._trial_id not in unshown  # noqa: SLF001 - Optuna has no public name for it
+        number = _add(study, source, trial, params, shown=shown)
         if number is None:
             there += 1
         else:
@@ -173,7 +176,9 @@ def _same_vectors(study: Study, source: Study, params: Mapping[str, Any]) -> boo
     return study.file.data.embeddings.get(folder) == source.file.data.embeddings.get(folder)
 
 
-def _add(study: Study, source: Study, trial: FrozenTrial, params: Mapping[str, Any]) -> int | None:
+def _add(study: Study, source: Study, trial: FrozenTrial, params: Mapping[str, Any], *, shown: bool) -> int | None:
+    # The reason comes along only from a trial that shows something: only then it is known to name nobody.
+    attributes = {name: value for name, value in trial.user_attrs.items() if shown or name != "reason"}
     origin = trial.user_attrs.get("from", {"study": source.name, "number": trial.number})
     return steering.add_finished(
         study.storage.engine,
@@ -183,7 +188,7 @@ def _add(study: Study, source: Study, trial: FrozenTrial, params: Mapping[str, A
         params=params,
         distributions=study.space.distributions(params),
         scores=trial.intermediate_values,
-        attributes={**trial.user_attrs, "from": origin},
+        attributes={**attributes, "from": origin},
     )
 
 
@@ -207,9 +212,15 @@ def write_records(study: Study, tree: OutputTree) -> None:
 
 def write_notes(study: Study) -> None:
     """Give the trials that were taken over a note that says from where, if they have none; their pictures stay there."""
-    engine, taken = study.storage.engine, {trial._trial_id: trial for trial in study.trials}  # noqa: SLF001 - the only name
+    engine, trials = study.storage.engine, {trial._trial_id: trial for trial in study.trials}  # noqa: SLF001 - the only name
     for trial_id in exhibits.unshown(engine, study.registration.study_id):
-        exhibits.attach_late(engine, trial_id, {exhibits.NOTE: bare_note(taken[trial_id])})
+        if "from" in trials[trial_id].user_attrs:
+            exhibits.attach_late(engine, trial_id, {exhibits.NOTE: bare_note(trials[trial_id], _without_folders)})
+
+
+def _without_folders(value: Any) -> Any:
+    """Return a parameter as others may read it."""
+    return exhibition.shown(value, str)
 
 
 def _record(study: Study, trial: FrozenTrial, origin: Origin, original: TrialRecord) -> TakenOverRecord:

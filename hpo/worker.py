@@ -22,6 +22,7 @@ from hpo.verdict import ForTrial, ForWorker, verdict
 from storage.claims import Claim, Claims, Ending, Idle
 from storage.errors import DatabaseUnavailableError, StorageError, TakenOverError
 from storage.heartbeat import HEARTBEAT_S, Heartbeat
+from storage.text import storable
 
 logger = logging.getLogger(__name__)
 
@@ -234,17 +235,18 @@ class Worker:
             self.claims.release(claim, Ending.STOPPED if self.stop.is_set() else Ending.LEFT)
             logger.info("trial %d given back: %s", claim.number, error, extra={"action": "released"})
         elif what is ForTrial.UNLUCKY:
-            self.claims.release(claim, Ending.LEFT, died=True, reason=str(error))
+            self.claims.release(claim, Ending.LEFT, died=True, reason=storable(str(error)))
             logger.info("trial %d given back: %s", claim.number, error, extra={"action": "released"})
             self.stop.wait(_NEIGHBOURS_S)
         elif what is ForTrial.PRUNED:
-            self._finish(claim, Outcome(Ending.PRUNED, reason=str(error)))
+            self._finish(claim, Outcome(Ending.PRUNED, reason=storable(str(error))))
         else:
             self._fail(claim, what, error)
 
     def _fail(self, claim: Claim, what: ForTrial, error: Exception) -> None:
         """Fail the trial, with the reason in its log; where it is nobody's fault that we know of, with the traceback."""
-        reason = "".join(traceback.format_exception(error)) if what is ForTrial.FAIL_FREE else str(error)
+        said_by_python = "".join(traceback.format_exception(error)) if what is ForTrial.FAIL_FREE else str(error)
+        reason = storable(said_by_python)  # it quotes what it likes, and goes into files, JSON and the database
         said = {"action": "trial_failed", "trial": claim.number}
         logger.error("trial %d failed: %s", claim.number, reason, extra=said)
         log = self.work.log(claim)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -89,7 +90,7 @@ class FolderStore:
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write the file beside its place, then put it there. Raises ArtifactStoreError."""
-        part = f".{artifact_id}.{os.getpid()}.part"
+        part = f".{artifact_id}.{uuid.uuid4()}.part"  # in containers, processes of the same number write here
         with self._said():
             self._folder.mkdir(parents=True, exist_ok=True)
             try:

@@ -26,6 +26,7 @@ from storage.errors import TakenOverError
 from storage.exhibits import attributes_text
 from storage.patience import Patience
 from storage.record import File
+from storage.text import storable
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +264,9 @@ class Claims:
             ending=ending,
             state=ending.state.name,
             value=value,
-            attributes=json.dumps(dict(attributes)).replace("\\u0000", ""),  # which PostgreSQL cannot store
+            attributes=json.dumps(
+                {key: storable(value) if isinstance(value, str) else value for key, value in attributes.items()}
+            ),
             spends=spends_budget,
         )
 
@@ -279,6 +282,7 @@ class Claims:
         Raises:
             TakenOverError: The claim is somebody else's by now.
         """
+        reason = None if reason is None else storable(reason)
         self._held(claim, "release", ":ending, :died, :reason", ending=ending, died=died, reason=reason)
 
 

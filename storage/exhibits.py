@@ -8,11 +8,14 @@ where optuna-dashboard keeps notes: with 10 000 of them each look at an attribut
 from __future__ import annotations
 
 import json
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+
+from storage.text import storable
 
 NOTE = "mammography:note"
 """The attribute with a trial's note, Markdown. Who has it has all that there is to show."""
@@ -25,6 +28,7 @@ CURVES, CONFUSION, TABLE, RECORD = (
 FILES = {CURVES: "image/png", CONFUSION: "image/png", TABLE: "text/csv", RECORD: "application/json"}
 """What there may be of a trial, with the type of each."""
 _ARTIFACT = "artifacts:"
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _IDS = """
 select substr(key, :after) from trial_system_attributes join trials using (trial_id)
@@ -39,9 +43,13 @@ class Kept:
     """What a study may have in the artifact store."""
 
     artifact_ids: tuple[str, ...]
-    """Attached to the study and its trials, by us or by people."""
+    """Attached to the study and its trials, by us or by people: UUIDs, since whoever may write there could write a path."""
     tokens: tuple[str, ...]
     """Of all attempts: one that was killed may have left artifacts that are attached to nothing."""
+
+    def all_ids(self) -> set[str]:
+        """Return what every artifact of the study may be called."""
+        return {*self.artifact_ids, *(artifact_id(token, filename) for token in self.tokens for filename in FILES)}
 
 
 def artifact_id(token: str, filename: str) -> str:
@@ -55,9 +63,14 @@ def artifact_attribute(artifact_id: str, filename: str) -> tuple[str, str]:
     return f"{_ARTIFACT}{artifact_id}", json.dumps(about)
 
 
+def artifact_ids(attributes: Iterable[str]) -> list[str]:
+    """Return the ids of the artifacts among the keys of *attributes*."""
+    return [key.removeprefix(_ARTIFACT) for key in attributes if key.startswith(_ARTIFACT)]
+
+
 def attributes_text(attributes: Mapping[str, str]) -> str:
     """Return *attributes* as the JSON that the SQL functions take."""
-    return json.dumps(dict(attributes)).replace("\\u0000", "")  # which PostgreSQL cannot store
+    return json.dumps({key: storable(value) for key, value in attributes.items()})
 
 
 def unshown(engine: sa.Engine, study_id: int) -> list[int]:
@@ -85,12 +98,25 @@ def attach_late(engine: sa.Engine, trial_id: int, attributes: Mapping[str, str])
         )
 
 
-def kept(engine: sa.Engine, study_id: int) -> Kept:
-    """Return what a study may have in the artifact store."""
+def reword(engine: sa.Engine, trial_id: int, reason: str) -> None:
+    """Put *reason* in place of why a finished trial was pruned or failed, if it says why."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        values = {"trial": trial_id, "reason": storable(reason)}
+        connection.execute(sa.text("select mammography.reword(:trial, :reason)"), values)
+
+
+def exists(engine: sa.Engine, trial_id: int) -> bool:
+    """Return whether there is such a trial; its study may have been deleted."""
     with engine.connect() as connection:
-        ids = connection.execute(sa.text(_IDS), {"study": study_id, "after": len(_ARTIFACT) + 1}).scalars().all()
-        tokens = connection.execute(
-            sa.text("select token::text from mammography.attempt join trials using (trial_id) where study_id = :study"),
-            {"study": study_id},
-        ).scalars()
-        return Kept(tuple(ids), tuple(tokens))
+        found = connection.scalar(sa.text("select count(*) from trials where trial_id = :trial"), {"trial": trial_id})
+        return bool(found)
+
+
+def kept(connection: sa.Connection, study_id: int) -> Kept:
+    """Return what a study may have in the artifact store."""
+    ids = connection.execute(sa.text(_IDS), {"study": study_id, "after": len(_ARTIFACT) + 1}).scalars().all()
+    tokens = connection.execute(
+        sa.text("select token::text from mammography.attempt join trials using (trial_id) where study_id = :study"),
+        {"study": study_id},
+    ).scalars()
+    return Kept(tuple(filter(_UUID.fullmatch, ids)), tuple(tokens))

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from storage.claims import canonical, stored_parameters
 from storage.errors import ConfigurationTakenError, StudyInUseError
+from storage.exhibits import Kept, kept
 
 _OF_TRIALS = (
     "mammography.claim",  # first, as everywhere: its lock comes before its trial's
@@ -108,12 +109,6 @@ def stop(engine: sa.Engine, study_id: int, reason: str) -> None:
     _row(engine, "select mammography.stop(:study, :reason)", study=study_id, reason=reason)
 
 
-def check_idle(engine: sa.Engine, study_id: int, name: str, grace_s: float) -> None:
-    """Accept a study at which nobody works: no worker that holds a claim has shown life lately. Raises StudyInUseError."""
-    with engine.connect() as connection:
-        _check_idle(connection, study_id, name, grace_s)
-
-
 def _check_idle(connection: sa.Connection, study_id: int, name: str, grace_s: float) -> None:
     at_work = connection.scalar(
         sa.text(
@@ -126,9 +121,9 @@ def _check_idle(connection: sa.Connection, study_id: int, name: str, grace_s: fl
         raise StudyInUseError(name, at_work)
 
 
-def delete(engine: sa.Engine, study_id: int, name: str, grace_s: float) -> None:
+def delete(engine: sa.Engine, study_id: int, name: str, grace_s: float) -> Kept:
     """
-    Remove a study from the database, Optuna's rows of it and ours.
+    Remove a study from the database, Optuna's rows of it and ours; return what it may have left in the artifact store.
 
     Optuna's own deletion asks for every trial one by one, 5 ms each, and would not end within a transaction's time where there
     are 10 000. Nor could it look for workers under the lock that every claim takes: here nobody begins in between.
@@ -140,11 +135,13 @@ def delete(engine: sa.Engine, study_id: int, name: str, grace_s: float) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("select from studies where study_id = :study for update"), values)
         _check_idle(connection, study_id, name, grace_s)
+        left = kept(connection, study_id)
         for table in _OF_TRIALS:
             of_study = "trial_id in (select trial_id from trials where study_id = :study)"
             connection.execute(sa.text(f"delete from {table} where {of_study}"), values)  # nosec # noqa: S608 - names from above
         for table in _OF_STUDIES:
             connection.execute(sa.text(f"delete from {table} where study_id = :study"), values)  # nosec # noqa: S608 - the same
+    return left
 
 
 def _row(engine: sa.Engine, statement: str, **values: Any) -> tuple[Any, ...]:

@@ -71,7 +71,7 @@ def write_history(folder: Path, history: tuple[EpochRecord, ...]) -> None:
 
 
 def read_history(folder: Path) -> tuple[EpochRecord, ...]:
-    """Return the records in `train_history.json`."""
+    """Return the records in `train_history.json`. Raises ValueError: it is no such list, or is damaged."""
     return _HISTORY.validate_json((folder / HISTORY).read_bytes())
 
 
@@ -180,13 +180,22 @@ def print_predictions(
 
 
 def read_predictions(path: Path, class_names: tuple[str, ...]) -> Predictions:
-    """Return the predictions in *path*, to the bit as they were written."""
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    place = {name: label for label, name in enumerate(class_names)}
-    return Predictions(
-        images=tuple(row["image"] for row in rows),
-        patients=tuple(row["patient"] for row in rows),
-        labels=np.array([place[row["label"]] for row in rows], dtype=np.int64),
-        probabilities=np.array([[float(row[f"p_{name}"]) for name in class_names] for row in rows], dtype=np.float64),
-    )
+    """
+    Return the predictions in *path*, to the bit as they were written.
+
+    Raises:
+        ValueError: It is no such table, or is damaged.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        place = {name: label for label, name in enumerate(class_names)}
+        probabilities = [[float(row[f"p_{name}"]) for name in class_names] for row in rows]
+        return Predictions(
+            images=tuple(row["image"] for row in rows),
+            patients=tuple(row["patient"] for row in rows),
+            labels=np.array([place[row["label"]] for row in rows], dtype=np.int64),
+            probabilities=np.array(probabilities, dtype=np.float64).reshape(len(rows), len(class_names)),
+        )
+    except (KeyError, TypeError, ValueError, csv.Error) as error:  # a row too short, a column missing, half a number
+        raise ValueError(f"{path}: not a table of predictions: {type(error).__name__}: {error}") from error

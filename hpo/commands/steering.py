@@ -129,6 +129,8 @@ def study_delete(everywhere: Everywhere, /, name: str, *, yes: bool) -> int:
     if not yes:
         files = f"the link {folder}" if folder.is_symlink() else f"the folder {folder}"
         return say(f"study {name!r}: --yes would remove its {count} trials from the database, and {files}", WRONG_INPUT)
-    steering.delete(found, open_artifacts(everywhere.settings().artifacts))
+    left = steering.delete(found, open_artifacts(everywhere.settings().artifacts))
     click.echo(f"{name}: removed, {count} trials and {folder}")
+    if left is not None:
+        say(f"artifacts of study {name!r} may be left: {left}", DONE)
     return DONE

@@ -22,7 +22,7 @@ end $$;
 
 -- End an attempt and let its claim go. Called with the claim locked.
 -- p_died: the trial's worker died or gave up; after three such attempts in a row without an epoch the trial fails for good,
--- with p_reason.
+-- with p_reason. But a trial that is trained to its end does not: what its workers died over is what comes after.
 create or replace function mammography.let_go(
     p_trial int, p_token uuid, p_ending text, p_at timestamptz, p_died boolean,
     p_reason text default 'three attempts in a row died without finishing an epoch'
@@ -38,6 +38,9 @@ begin
             when not p_died then barren
             when exists (select from mammography.epoch e where e.token = p_token)
               or exists (select from mammography.fold f where f.token = p_token) then 0
+            when (select count(*) from mammography.fold f where f.trial_id = p_trial)
+              >= (select (s.resolved -> 'cv' ->> 'folds')::int from mammography.study s where s.study_id = claim.study_id)
+              then barren
             else barren + 1
         end
     where trial_id = p_trial returning barren into v_barren;

@@ -132,6 +132,9 @@ begin
     set token = p_token, heartbeat_at = clock_timestamp(), fold = null, epoch = null, images_per_second = null
     where trial_id = trial;
     select count(*) into attempt_number from mammography.attempt a where a.trial_id = trial;
+    if attempt_number > 0 then
+        perform mammography.detach(trial);  -- what an earlier attempt said of an end that it did not reach
+    end if;
     insert into mammography.attempt (trial_id, number, token, worker, device, gpus, environment)
     values (trial, attempt_number, p_token, p_worker, p_device, p_gpus, p_environment);
     outcome := 'claimed';

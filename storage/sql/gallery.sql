@@ -22,6 +22,13 @@ begin
     return true;
 end $$;
 
+-- Put other words in place of the reason of a finished trial: workers of earlier versions wrote it as it was raised.
+create or replace function mammography.reword(p_trial int, p_reason text) returns void language sql as $$
+    update trial_user_attributes set value_json = to_json(p_reason)::text
+    where trial_id = p_trial and key = 'reason'
+      and exists (select from trials where trial_id = p_trial and state in ('COMPLETE', 'PRUNED', 'FAIL'));
+$$;
+
 -- Attach what a finished trial has to show, if nobody did. Returns whether it was done now.
 create or replace function mammography.attach_late(p_trial int, p_attributes jsonb) returns boolean language plpgsql as $$
 begin

@@ -6,11 +6,8 @@ import io
 import json
 import logging
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,37 +16,24 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from moto.server import ThreadedMotoServer
-from optuna.artifacts import ArtifactMeta, get_all_artifact_meta
 from optuna.artifacts.exceptions import ArtifactNotFound
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from hpo import steering
-from hpo.creation import create
 from hpo.errors import TrialPrunedError
-from hpo.gallery import Gallery
-from hpo.objective import Training, begin
-from hpo.station import Station, set_up_station
-from hpo.study import DataPlace, Study
-from hpo.study_file import StudyFile
-from hpo.worker import Worker
+from hpo.objective import Training
 from storage import exhibits, ledger
 from storage.artifact_store import ArtifactStore, open_artifacts
 from storage.claims import Claim, Ending, Idle
 from storage.errors import ArtifactPlaceError, ArtifactStoreError
-from storage.exhibits import CONFUSION, CURVES, FILES, NOTE, RECORD, TABLE
-from storage.patience import Patience
+from storage.exhibits import CONFUSION, CURVES, FILES, RECORD, TABLE
 from storage.record import describe_files
-from storage.study_storage import open_storage
-from storage.tree import OutputTree
+from tests.artifact_lab import NEVER, Faulty, Killed, Lab, killed, open_lab
 from trainer.artifacts import HISTORY
 from trainer.by_hand import Quiet
-from trainer.data.phantom import make_phantom
 from trainer.fit import fit
 
-NEVER = threading.Event()
 BUCKET = "mammography"
-TRAIN = {"arch": "test_efficientnet", "weights": "none", "img_size": 32, "epochs": 2, "batch_size": 8}
-SEARCH = {"lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}}
 
 
 @pytest.fixture(scope="module")
@@ -159,149 +143,6 @@ def test_s3_that_cannot_be_had(wrong: str, s3: str, monkeypatch: pytest.MonkeyPa
     assert "secret" not in str(raised.value)
 
 
-class Killed(BaseException):
-    """The process ends here: nothing catches it."""
-
-
-@dataclass
-class Faulty:
-    """A store with a fault at one of its writes."""
-
-    store: ArtifactStore
-    at: int
-    """Which one, from 0."""
-    fault: BaseException
-
-    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Write, or fail before it."""
-        self.at -= 1
-        if self.at < 0:
-            raise self.fault
-        self.store.write(artifact_id, content_body)
-
-    def open_reader(self, artifact_id: str) -> BinaryIO:
-        """Return the content."""
-        return self.store.open_reader(artifact_id)
-
-    def remove(self, artifact_id: str) -> None:
-        """Remove it."""
-        self.store.remove(artifact_id)
-
-
-@dataclass(frozen=True)
-class Lab:
-    """A study on a synthetic archive, whose silent workers are lost at once."""
-
-    station: Station
-    url: sa.URL
-    artifacts: Path
-
-    @property
-    def study(self) -> Study:
-        """The study."""
-        return self.station.study
-
-    @property
-    def store(self) -> ArtifactStore:
-        """The folder of artifacts."""
-        return open_artifacts(str(self.artifacts))
-
-    @property
-    def identifiers(self) -> set[str]:
-        """Everything that must not leave the archive."""
-        records = self.station.dataset.records
-        names = {name for each in records for name in (each.path, each.accession, each.patient)}
-        assert min(map(len, names)) > 4
-        return names
-
-    def worker(self, store: ArtifactStore | None = None) -> Worker:
-        """Return a new worker."""
-        training = Training(self.station, Gallery.open(self.station, store or self.store))
-        return Worker(self.station.claims, training, threading.Event())
-
-    def claim(self) -> Claim:
-        """Return a claim, which there must be."""
-        claim = self.station.claims.claim()
-        assert isinstance(claim, Claim)
-        return claim
-
-    def begun(self, worker: Worker) -> Claim:
-        """Claim a trial and begin it, without training anything."""
-        claim = self.claim()
-        assert isinstance(worker.work, Training)
-        worker.work._trial = begin(self.station, claim, NEVER)
-        return claim
-
-    def look(self, number: int) -> tuple[FrozenTrial, list[ArtifactMeta]]:
-        """Return a trial and its artifacts as a process sees them that looks for the first time."""
-        fresh = open_storage(self.url, application_name="test")
-        trial = fresh.optuna.get_all_trials(self.study.registration.study_id)[number]
-        artifacts = get_all_artifact_meta(trial, storage=fresh.optuna)
-        fresh.engine.dispose()
-        return trial, artifacts
-
-    def trial(self, number: int) -> FrozenTrial:
-        """Return a trial."""
-        return self.look(number)[0]
-
-    def shown(self, number: int, store: ArtifactStore | None = None) -> dict[str, bytes]:
-        """Return what a trial shows, by file, as any script of Optuna's finds it."""
-        found = self.look(number)[1]
-        assert len({meta.filename for meta in found}) == len(found)
-        assert all(meta.mimetype == FILES[meta.filename] for meta in found)
-        content = {}
-        for meta in found:
-            with (store or self.store).open_reader(meta.artifact_id) as stream:
-                content[meta.filename] = stream.read()
-        return content
-
-    def note(self, number: int) -> str | None:
-        """Return a trial's note."""
-        note: str | None = self.trial(number)._system_attrs.get(NOTE)
-        return note
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic archive; beside it `outputs`, where it is decoded once for all studies."""
-    folder = tmp_path_factory.mktemp("archive")
-    make_phantom(folder, patients=16, side=64)
-    return folder
-
-
-@contextmanager
-def open_lab(archive: Path, url: sa.URL, *, pseudonyms: bool) -> Iterator[Lab]:
-    """Give a new study of two folds in an empty database."""
-    data = {"csv": archive / "classificacao.csv", "dicom_root": archive / "archive", "pseudonyms": pseudonyms}
-    file = StudyFile.model_validate(
-        {
-            "study": f"study-{uuid.uuid4()}",
-            "data": data,
-            "cv": {"folds": 2},
-            "train": TRAIN,
-            "search": SEARCH,
-            "budget": {"trials": 20},
-            "pruning": {"name": "none"},
-        }
-    )
-    tree = OutputTree(archive / "outputs")
-    storage = open_storage(url, application_name="test")
-    study = create(file, DataPlace.choose(file, tree, csv=None, dicom_root=None), tree, storage, None)
-    station = set_up_station(
-        study, tree, device="cpu", per_gpu=1, threads=1, patience=Patience(5), stop=NEVER, csv=None, dicom_root=None
-    )
-    lost_at_once = replace(station, claims=replace(station.claims, grace_s=0.0))
-    yield Lab(lost_at_once, url, study.folder.path / "artifacts")
-    storage.engine.dispose()
-
-
-@pytest.fixture
-def lab(archive: Path, database_url: sa.URL) -> Iterator[Lab]:
-    """A new study on the archive, in a database of its own."""
-    with open_lab(archive, database_url, pseudonyms=False) as lab:
-        yield lab
-
-
 def test_a_complete_trial_shows_everything_and_no_patient(lab: Lab, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On S3: record, pictures, predictions by pseudonyms in an order that tells nothing, and a note."""
     point_at(monkeypatch, s3)
@@ -317,7 +158,8 @@ def test_a_complete_trial_shows_everything_and_no_patient(lab: Lab, s3: str, mon
     assert all(row.startswith("image-") for row in rows)
     assert rows == sorted(rows)
     record, own = json.loads(shown[RECORD]), lab.study.folder.trial(0).record.read_text()
-    assert record == json.loads(own)
+    told_nobody = [file for file in json.loads(own)["artifacts"] if not file["name"].endswith("predictions.csv")]
+    assert record == {**json.loads(own), "artifacts": told_nobody}
     trial = lab.trial(0)
     assert f"**{trial.value:.4f}**" in str(lab.note(0))
     pictures = {each.filename: each.artifact_id for each in lab.look(0)[1]}
@@ -369,22 +211,6 @@ def test_a_pruned_trial_shows_its_finished_folds_and_every_curve(lab: Lab) -> No
     assert json.loads(shown[RECORD])["reason"] == "hopeless"
     assert "1 fold finished" in str(lab.note(0))
     assert "hopeless" in str(lab.note(0))
-
-
-@contextmanager
-def killed(engine: sa.Engine, moment: str, statement: str) -> Iterator[None]:
-    """Kill the process before or after it has sent a *statement*."""
-
-    def kill(_connection: object, _cursor: object, sent: str, *_: object) -> None:
-        if statement in sent:
-            raise Killed
-
-    sa.event.listen(engine, f"{moment}_cursor_execute", kill)
-    try:
-        with pytest.raises(Killed):
-            yield
-    finally:
-        sa.event.remove(engine, f"{moment}_cursor_execute", kill)
 
 
 def check_shown_once(lab: Lab, last: Claim, *, attempts: int) -> None:

@@ -638,10 +638,11 @@ def test_what_a_trial_shows_is_attached_under_its_token(storage: StudyStorage, m
     claims = make_study(1)
     late = claimed(claims)
     first = dict([exhibits.artifact_attribute(exhibits.artifact_id(late.token, name), name) for name in exhibits.FILES])
-    claims.attach(late, {exhibits.NOTE: "first \x00\u2603", **first})
-    assert attached(storage, late) == {exhibits.NOTE: "first \u2603", **first}
+    claims.attach(late, {exhibits.NOTE: "first \x00\u2603 \\u0000 \udce7", **first})
+    assert attached(storage, late) == {exhibits.NOTE: "first \u2603 \\u0000 \\udce7", **first}
     make_stale(claims, late)
     claim = claimed(impatient(claims))
+    assert attached(storage, claim) == {}, "it is trained again: what it says of its end is not true any more"
     with pytest.raises(TakenOverError):
         claims.attach(late, {exhibits.NOTE: "late"})
     for _ in range(2):

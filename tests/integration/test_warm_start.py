@@ -19,7 +19,7 @@ from hpo.replay import NotReplayableError, recall
 from hpo.study import Study, best_trial
 from hpo.study_file import StudyFile
 from hpo.warm_start import Inheritance, queue_best, take_over
-from storage import ledger, steering
+from storage import exhibits, ledger, steering
 from storage.claims import Claim, Claims, Ending
 from storage.exhibits import NOTE
 from storage.record import TrialRecord
@@ -115,6 +115,7 @@ def test_trials_of_the_same_experiment_come_with_their_scores(
     """
     old = make_study("old")
     searched(old)
+    exhibits.attach_late(old.storage.engine, old.trials[6]._trial_id, {NOTE: "why"})
     write_record(old, 5)
     wider = {**SEARCH, "dropout": {"type": "float", "low": 0.0, "high": 0.5}}
     new = make_study("new", search=wider)
@@ -146,6 +147,22 @@ def test_trials_of_the_same_experiment_come_with_their_scores(
 
     again = start_from(new, old, tree)
     assert (again.numbers, again.there, len(new.trials)) == ((), 7, 7)
+
+
+def test_a_reason_that_may_name_somebody_stays_where_it_is(make_study: MakeStudy, tree: OutputTree) -> None:
+    """Workers of earlier versions wrote reasons as they were raised: only what was shown, under pseudonyms, is taken along."""
+    old = make_study("old")
+    searched(old)
+    new = make_study("new")
+    start_from(new, old, tree)
+    assert new.trials[6].user_attrs == {"from": {"study": "old", "number": 6}}
+    with new.storage.engine.connect() as connection:
+        notes = connection.scalars(
+            sa.text("select value_json from trial_system_attributes where key = :key"), {"key": NOTE}
+        )
+        said = list(notes)
+    assert len(said) == 7
+    assert "why" not in str(said)
 
 
 def test_what_was_taken_over_can_be_taken_on(make_study: MakeStudy, tree: OutputTree) -> None:

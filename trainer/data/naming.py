@@ -9,12 +9,14 @@ belongs to the output folder, and not into what is published of it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import hmac
 import os
 import re
 import secrets
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +30,15 @@ _KEY_BYTES = 32
 _DIGITS = 16
 _TELLING = 5
 """Characters from which on an identifier is replaced wherever it stands alone: a shorter one may be a number of ours."""
-_ALONE = r"(?<![A-Za-z0-9])(?<!\d\.)(?:{})(?![A-Za-z0-9])(?!\.\d)"
-_NAMED = r"(?<=[/\\'\"])(?:{})(?=[/\\'\"])"
+_SHORTEST_PART = 3
+_ALONE = r"(?<![^\W_])(?:(?<!\d\.)({0})(?!\.\d)|({0})(?=\.\d))(?![^\W_])"
+"""Not in a longer word, nor the digits of a fraction; but the number before a point, which may be an identifier read as one."""
+_NAMED = r"(?<=[/\\'\"])({0})(?=[/\\'\"])"
 """Between slashes or quotes."""
-_PSEUDONYM = re.compile(rf"(?:patient|accession|image)-[0-9a-f]{{{_DIGITS}}}")
+_CALLED = r"(?<![^\W_])(?P<word>(?:patient|accession)(?:[ _]?(?:id|name|number))?[\s:=#]{{1,3}})({0})(?![^\W_])"
+"""After a word that says what it is."""
+_PSEUDONYM = rf"(?:patient|accession|image)-[0-9a-f]{{{_DIGITS}}}"
+_SUFFIX = r"\.(?:dcm|dicom|ima|png|jpe?g|jp2|ljpeg|pgm|tiff?)(?![^\W_])"
 
 
 class Naming(Protocol):
@@ -107,17 +114,21 @@ class Disguise:
     """
     Texts for other eyes: every identifier of a data set stands there under its pseudonym.
 
-    An identifier is replaced wherever it stands alone, not as a part of a longer word or number; one of less than five
-    characters only between slashes or quotes, for in a text `12` may be an epoch. What is below the archive's root is
-    replaced whether it is known or not, up to the next blank. Not found is what the data set does not know: a PatientID beside
-    the label file's own patient, or a name that a library quotes from a header.
+    Identifiers are paths, accession numbers and patients, and those parts of paths that occur with one patient only: what
+    several share says how an archive is laid out, and not who is in it. One is replaced wherever it stands alone, in
+    capitals or not, composed or decomposed, escaped as `repr` does it or not; one of less than five characters only between
+    slashes or quotes, or after the word patient or accession: in a text `12` may be an epoch. What is below the archive's
+    root is replaced whether it is known or not.
+
+    Not found is what the data set does not know: a PatientID beside the label file's own patient, a name that a library
+    quotes from a header; nor an identifier that is written otherwise than the data set does, or is a part of a longer word.
     """
 
     pseudonyms: Pseudonyms
-    root: Path
-    """Of the archive."""
-    identifiers: Mapping[str, Callable[[str], str]]
-    """What each is called by: one of the pseudonyms' methods."""
+    roots: tuple[str, ...]
+    """The archive's root as it is called, and as it is found behind links."""
+    identifiers: Mapping[str, Callable[[], str]]
+    """What returns the pseudonym of each, by every form in which it is looked for, in small letters."""
 
     @classmethod
     def of(
@@ -132,30 +143,86 @@ class Disguise:
             records: Images that are used: path, accession number and patient of each are identifiers.
             rejected: Images and labels that are not.
         """
-        identifiers: dict[str, Callable[[str], str]] = dict.fromkeys(rejected, pseudonyms.path)
-        records = tuple(records)
-        identifiers.update((record.path, pseudonyms.path) for record in records)
-        identifiers.update((record.accession, pseudonyms.accession) for record in records)
-        identifiers.update((record.patient, pseudonyms.patient) for record in records)
-        identifiers.pop("", None)
-        return cls(pseudonyms, root, identifiers)
+        records, rejected = tuple(records), tuple(rejected)
+        owners = [(record.path, record.patient) for record in records]
+        # Whose the rejected ones are, nobody knows: one for each folder.
+        owners += [(path, path.partition("/")[0]) for path in rejected]
+        calls: dict[str, Callable[[str], str]] = dict.fromkeys(_telling_parts(owners), pseudonyms.path)
+        calls.update(dict.fromkeys(rejected, pseudonyms.path))
+        calls.update((record.path, pseudonyms.path) for record in records)
+        calls.update((record.accession, pseudonyms.accession) for record in records)
+        calls.update((record.patient, pseudonyms.patient) for record in records)
+        calls.pop("", None)
+        forms = {form: functools.partial(call, name) for name, call in calls.items() for form in _forms(name)}
+        roots = {form for each in (root, root.absolute(), root.resolve()) for form in _forms(str(each))} - {"."}
+        return cls(pseudonyms, tuple(sorted(roots, key=len, reverse=True)), forms)
 
     def text(self, text: str) -> str:
         """Return *text* with pseudonyms in place of identifiers."""
         # First the few that occur: one expression of all would take longer than a trial has time.
-        found = sorted((each for each in self.identifiers if each in text), key=len, reverse=True)
+        folded = text.casefold()
+        found = sorted((each for each in self.identifiers if each in folded), key=len, reverse=True)
+        text = self._below_roots(text, found)
+        short = [name for name in found if len(name) < _TELLING]
         for pattern, names in (
             (_ALONE, [name for name in found if len(name) >= _TELLING]),
-            (_NAMED, [name for name in found if len(name) < _TELLING]),
+            (_NAMED, short),
+            (_CALLED, short),
         ):
             if names:
-                expression = pattern.format("|".join(map(re.escape, names)))
-                text = re.sub(expression, lambda match: self.identifiers[match[0]](match[0]), text)
-        return re.sub(rf"({re.escape(str(self.root))}/)([^\s'\",;:)]+)", self._below_root, text)
+                text = re.sub(
+                    pattern.format("|".join(map(re.escape, names))), self._replaced, text, flags=re.IGNORECASE
+                )
+        return text
+
+    def _replaced(self, match: re.Match[str]) -> str:
+        name = next(group for group in reversed(match.groups()) if group is not None)
+        return f"{match.groupdict().get('word') or ''}{self._called(name)}"
+
+    def _called(self, name: str) -> str:
+        known = self.identifiers.get(name.casefold())
+        return self.pseudonyms.path(name) if known is None else known()
+
+    def _below_roots(self, text: str, found: Iterable[str]) -> str:
+        """Return *text* with a pseudonym in place of every path below the root: to the quote, the suffix, or the next blank."""
+        if not any(root in text.casefold() for root in self.roots):
+            return text
+        known = "|".join(re.escape(name) for name in found if "/" in name) or r"(?!)"
+        root = rf"(?P<root>(?:{'|'.join(map(re.escape, self.roots))})/+)"
+        in_quotes = rf"(?P<quote>['\"]){root}(?P<name>(?:\\.|(?!(?P=quote))[^\\\n])+)(?=(?P=quote))"
+        # Blanks belong to it where it ends like an image; without a suffix nobody can tell.
+        bare = rf"{root}(?P<name>(?:{known})(?![^\W_]|/)|[^\n'\"]*?{_SUFFIX}|[^\s'\",;:)]+)"
+        for pattern in (in_quotes, bare):
+            text = re.sub(pattern, self._below_root, text, flags=re.IGNORECASE)
+        return text
 
     def _below_root(self, match: re.Match[str]) -> str:
-        name = match[2]
-        return match[1] + (name if _PSEUDONYM.fullmatch(name) else self.pseudonyms.path(name))
+        name = match["name"]
+        before = match[0][: len(match[0]) - len(name)]
+        own = re.match(rf"{_PSEUDONYM}(?![\w/])", name)  # of a text that has been here before
+        return f"{before}{own[0]}{self.text(name[own.end() :])}" if own else f"{before}{self._called(name)}"
+
+
+def _telling_parts(owners: Iterable[tuple[str, str]]) -> set[str]:
+    """Return the parts of paths, with and without suffix, that occur with one owner only and can tell who that is."""
+    owner_of: dict[str, str | None] = {}
+    for path, owner in owners:
+        last = path.rpartition("/")[2]
+        for part in {*path.split("/"), last.rpartition(".")[0]}:
+            owner_of[part] = owner if owner_of.get(part, owner) == owner else None
+    return {
+        part
+        for part, owner in owner_of.items()
+        if owner is not None and len(part) >= _SHORTEST_PART and not (part.isdigit() and len(part) < _TELLING)
+    }
+
+
+def _forms(name: str) -> set[str]:
+    """Return *name* in small letters as it may stand in a text: as it is, composed, decomposed, and as `repr` escapes it."""
+    if name.isascii() and name.isprintable() and not {"\\", "'"} & set(name):
+        return {name.casefold()}
+    written = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return {form.casefold() for each in written for form in (each, repr(each)[1:-1])}
 
 
 def choose_naming(folder: Path, *, pseudonyms: bool) -> Naming:

@@ -108,7 +108,7 @@ def test_notes_stay_small(filling: str) -> None:
 def test_note_of_a_trial_that_was_not_trained_here() -> None:
     """It says where its files are, or that there are none."""
     taken = create_trial(state=TrialState.COMPLETE, value=0.5, user_attrs={"from": {"study": "old", "number": 5}})
-    assert "Taken over from trial 5 of study old" in bare_note(taken)
+    assert "Taken over from trial 5 of study old" in bare_note(taken, str)
     script = create_trial(state=TrialState.FAIL, user_attrs={"reason": "secret"})
     assert "```text\nS\n```" in bare_note(script, lambda text: text[0].upper())
-    assert "No worker of this study" in bare_note(script)
+    assert "No worker of this study" in bare_note(script, str)

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import stat
 import time
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,7 +79,12 @@ def disguise() -> Disguise:
         ("patient '7', key \"12\"", f"patient '{PSEUDONYMS.patient('7')}', key \"{PSEUDONYMS.accession('12')}\""),
         ("File 'a/12/b', line 12", f"File 'a/{PSEUDONYMS.accession('12')}/b', line 12"),
         ("loss 0.12345 in fold 7, epoch 12, step 123456", "loss 0.12345 in fold 7, epoch 12, step 123456"),
-        ("xmdb001 00001730 1.12345.2 12345.5", "xmdb001 00001730 1.12345.2 12345.5"),
+        ("xmdb001 00001730 id12345", "xmdb001 00001730 id12345"),
+        ("12345.0 in 1.2.12345.3", f"{PSEUDONYMS.patient('12345')}.0 in 1.2.{PSEUDONYMS.patient('12345')}.3"),
+        (
+            "Patient ID: 7, accession=12",
+            f"Patient ID: {PSEUDONYMS.patient('7')}, accession={PSEUDONYMS.accession('12')}",
+        ),
         ("12345.", f"{PSEUDONYMS.patient('12345')}."),
     ],
 )
@@ -86,6 +92,48 @@ def test_identifiers_in_a_text_stand_under_their_pseudonyms(text: str, expected:
     """The longest first, and none in a longer word or number; short ones only where nothing but a name can stand."""
     assert disguise().text(text) == expected
     assert disguise().text(expected) == expected
+
+
+def strange() -> Disguise:
+    """Return the disguise of an archive whose folders are called after people."""
+    records = [
+        ImageRecord("Concei\udce7\udce3o/DICOM/1.dcm", "", "555551", "p-55551", 0, None, None),
+        ImageRecord("O'Brien\\Ann/DICOM/L_CC.dcm", "", "555552", "p-55552", 0, None, None),
+        ImageRecord("João Souza/DICOM/L_CC.dcm", "", "555553", "p-55553", 0, None, None),
+    ]
+    return Disguise.of(
+        PSEUDONYMS, Path("/data/archive"), records, ["Bad_Pereira/DICOM/1.dcm", "Bad_Pereira/DICOM/2.dcm"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("'/data/archive/Maria da Silva'", f"'/data/archive/{PSEUDONYMS.path('Maria da Silva')}'"),
+        ("/data/archive/Maria da Silva/1.dcm: x", f"/data/archive/{PSEUDONYMS.path('Maria da Silva/1.dcm')}: x"),
+        (
+            repr("O'Brien\\Ann/DICOM/L_CC.dcm"),
+            f'"{PSEUDONYMS.path("O" + chr(39) + "Brien" + chr(92) + "Ann/DICOM/L_CC.dcm")}"',
+        ),
+        ("/data/archive/555551 Maria/1.dcm: x", f"/data/archive/{PSEUDONYMS.path('555551 Maria/1.dcm')}: x"),
+        (repr("Concei\udce7\udce3o"), f"'{PSEUDONYMS.path('Concei' + chr(0xDCE7) + chr(0xDCE3) + 'o')}'"),
+        (unicodedata.normalize("NFD", "of João Souza"), f"of {PSEUDONYMS.path('João Souza')}"),
+        ("JOÃO SOUZA", PSEUDONYMS.path("João Souza")),
+        ("Bad_Pereira in DICOM, as L_CC.dcm", f"{PSEUDONYMS.path('Bad_Pereira')} in DICOM, as L_CC.dcm"),
+    ],
+)
+def test_names_of_people_in_paths(text: str, expected: str) -> None:
+    """With blanks, quotes, and accents of any kind; a folder or file that several patients have says nothing of one."""
+    assert strange().text(text) == expected
+    assert strange().text(expected) == expected
+
+
+def test_the_root_behind_a_link(tmp_path: Path) -> None:
+    """What is below it is replaced too, where a library has followed the link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "archive").symlink_to(tmp_path / "real")
+    known = Disguise.of(PSEUDONYMS, tmp_path / "archive", (), ())
+    assert known.text(f"{tmp_path}/real/Ana/1.dcm") == f"{tmp_path}/real/{PSEUDONYMS.path('Ana/1.dcm')}"
 
 
 def test_a_data_set_that_has_pseudonyms_already(tmp_path: Path) -> None:

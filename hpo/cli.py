@@ -7,10 +7,12 @@ Only this module and `hpo/commands/` print and pick exit codes. Commands import 
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import re
 import sys
+from typing import NoReturn
 
 import click
 
@@ -19,7 +21,7 @@ from hpo.commands.database import db
 from hpo.commands.options import everywhere
 from hpo.commands.searching import demo, launch, replay, worker
 from hpo.commands.serving import dashboard, metrics
-from hpo.commands.speech import DONE, INTERRUPTED, WRONG_INPUT, exit_code, on_purpose, plain, say
+from hpo.commands.speech import DONE, FAILED, INTERRUPTED, WRONG_INPUT, exit_code, on_purpose, plain, say
 from hpo.commands.study import study
 from hpo.commands.training import TAKE_A_LONE_DASH, embed, train_density
 
@@ -80,13 +82,28 @@ def close_to_others() -> None:
     os.umask(os.umask(_OTHERS) | _OTHERS)
 
 
-def main() -> None:
+def leave(code: int) -> NoReturn:
+    """
+    End this process with *code*, after what was registered for its end.
+
+    Python would then take half a million objects of torch apart, for a second or two: too long for who is asked to stop.
+    """
+    atexit._run_exitfuncs()  # noqa: SLF001 - there is no public name for it
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # a full disk, a pipe that nobody reads: not everything was said
+        code = code or FAILED
+    os._exit(code)
+
+
+def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
     hide_passwords(sys.argv[1:])
     close_to_others()
     # Half a million objects are made at the start and stay: looking through them every 700 costs a second.
     gc.set_threshold(5_000)
-    sys.exit(run(sys.argv[1:]))
+    leave(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

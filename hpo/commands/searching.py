@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
@@ -76,17 +74,9 @@ def worker(
     try:
         why = at_work.run()
     except on_purpose() as error:
-        return _end(say(plain(error), FAILED))
+        return say(plain(error), FAILED)
     logging.getLogger(__name__).info("worker ends: %s", why or "asked to stop", extra={"action": "worker_ends"})
-    return _end(DONE)
-
-
-def _end(code: int) -> NoReturn:
-    """End this process: Python would take torch apart for two seconds of a core, and who asks it to stop waits for ten."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    return DONE
 
 
 def _check_device(device: str) -> None:

@@ -189,6 +189,7 @@ def test_stopped_and_started_again(laboratory: Laboratory, trials: int, times: i
     assert numbers(laboratory) == undisturbed(laboratory, trials, 2)
 
 
+@full
 def test_stop_in_the_middle_of_a_long_step(laboratory: Laboratory) -> None:
     """A step that takes longer than ten seconds does not hold the exit up: the trial is free at once, and the exit in order."""
     laboratory.study(
@@ -209,7 +210,8 @@ def test_stop_in_the_middle_of_a_long_step(laboratory: Laboratory) -> None:
     assert (status["state"], status["workers"], status["trials"]["running"]) == ("waiting", [], 1)
 
 
-@pytest.mark.parametrize("what", ["disk", pytest.param("folder", marks=full)])
+@full
+@pytest.mark.parametrize("what", ["disk", "folder"])
 def test_worker_whose_disk_fails_leaves_and_the_study_goes_on(laboratory: Laboratory, what: str) -> None:
     """A disk that is full, an output folder that vanishes: one line, exit 1, and another worker finishes the study."""
     laboratory.study(STUDY.replace("TRIALS", "1"))

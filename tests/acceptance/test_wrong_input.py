@@ -19,8 +19,8 @@ def refused(laboratory: Laboratory, *arguments: object) -> str:
     return finished.err
 
 
-def test_wrong_input_of_studies(laboratory: Laboratory) -> None:
-    """Files, columns, names and ranges that are wrong are named."""
+def test_wrong_places_of_a_study(laboratory: Laboratory) -> None:
+    """Files, folders and columns that are wrong are named."""
     labels, folder = laboratory.archive / "classificacao.csv", laboratory.folder
     file = folder / "study.yaml"
     create = ("study", "create", "study.yaml", "--dicom-root", laboratory.archive / "archive", "--csv")
@@ -34,6 +34,12 @@ def test_wrong_input_of_studies(laboratory: Laboratory) -> None:
     assert "nowhere" in refused(laboratory, "study", "create", "study.yaml", "--csv", labels, "--dicom-root", "nowhere")
     assert "--csv" in refused(laboratory, "study", "create", "study.yaml")
 
+
+def test_wrong_study_files(laboratory: Laboratory) -> None:
+    """Names and ranges that are wrong are named."""
+    file = laboratory.folder / "study.yaml"
+    labels = laboratory.archive / "classificacao.csv"
+    create = ("study", "create", "study.yaml", "--dicom-root", laboratory.archive / "archive", "--csv")
     file.write_text(STUDY.replace("  lr:", "  learning_rate:"))
     assert "unknown name 'learning_rate'" in refused(laboratory, *create, labels)
     file.write_text(STUDY.replace("low: 1.0e-4, high: 1.0e-2", "low: 1.0e-2, high: 1.0e-4"))
@@ -43,9 +49,12 @@ def test_wrong_input_of_studies(laboratory: Laboratory) -> None:
     file.write_text(STUDY.replace("study: small", "study: ../../x"))
     assert "cannot be a study's name" in refused(laboratory, *create, labels)
 
-    file.write_text(STUDY)
-    laboratory.ok(*create, labels)
-    assert "exists already" in refused(laboratory, *create, labels)
+
+def test_wrong_names_of_studies(laboratory: Laboratory) -> None:
+    """A name that is taken, and one that nobody has: the nearest known one is shown."""
+    laboratory.study()
+    again = ("study", "create", "study.yaml", *laboratory.data)
+    assert "exists already" in refused(laboratory, *again)
     for command in (("study", "status"), ("study", "best"), ("study", "trials"), ("launch",), ("worker",)):
         assert "no study 'smal'; did you mean 'small'?" in refused(laboratory, *command, "smal")
 

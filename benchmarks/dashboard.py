@@ -28,7 +28,7 @@ from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.study import StudyDirection
 from optuna_dashboard import wsgi
 
-from hpo.presentation import Presentation
+from hpo.dashboard.presentation import Presentation
 from storage import exhibits, ledger
 from storage.private_server import PrivateServer
 from storage.server_home import known_state

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpo.address import LOOPBACK, Address
 from hpo.commands.options import PATH, Everywhere, everywhere
 from hpo.commands.speech import DONE, WRONG_INPUT, say
+from hpo.dashboard.address import LOOPBACK, Address
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,9 +51,9 @@ def dashboard(
     MAMMOGRAPHY_DASHBOARD_PASSWORD, else a random one in a file that only you can read. On a terminal a link is printed that opens
     the dashboard without it, once.
     """
-    from hpo.dashboard import serve
-    from hpo.front_end import FrontEndError
-    from hpo.password import PasswordError, choose_password
+    from hpo.dashboard.front_end import FrontEndError
+    from hpo.dashboard.password import PasswordError, choose_password
+    from hpo.dashboard.serving import serve
     from hpo.settings import dashboard_password
     from storage.artifact_store import open_artifacts
 

@@ -20,9 +20,9 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage
 from sqlalchemy import URL
 
-from hpo.address import Address
-from hpo.dashboard import Dashboard, serve
-from hpo.gate import FAILURE_DELAY_S
+from hpo.dashboard.address import Address
+from hpo.dashboard.gate import FAILURE_DELAY_S
+from hpo.dashboard.serving import Dashboard, serve
 from storage.artifact_store import open_artifacts
 from storage.study_storage import StudyStorage, open_storage
 from storage.tree import OutputTree

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from optuna_dashboard import save_note, wsgi
 from sqlalchemy import URL
 
-from hpo.presentation import PLOT, Presentation
+from hpo.dashboard.presentation import PLOT, Presentation
 from storage import exhibits
 from storage.artifact_store import open_artifacts
 from storage.study_storage import StudyStorage, open_storage

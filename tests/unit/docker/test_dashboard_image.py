@@ -20,7 +20,8 @@ class Absent:
 
 absent = set(sys.argv[1].split(","))
 sys.meta_path.insert(0, Absent())
-import hpo.dashboard, hpo.commands.serving, hpo.metrics, hpo.status, hpo.tables, storage.artifact_store, storage.study_storage
+import hpo.dashboard.serving, hpo.commands.serving, hpo.metrics, hpo.status, hpo.tables
+import storage.artifact_store, storage.study_storage
 """
 
 

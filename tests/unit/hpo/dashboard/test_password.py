@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.password import PasswordError, choose_password
+from hpo.dashboard.password import PasswordError, choose_password
 
 
 def test_a_random_password_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from hpo import web_server
-from hpo.web_server import LARGEST_BODY, MOST_CONNECTIONS, WebServer
+from hpo.dashboard import web_server
+from hpo.dashboard.web_server import LARGEST_BODY, MOST_CONNECTIONS, WebServer
 
 _SLOW = """
 import signal, socket, sys, time
-from hpo.web_server import WebServer
+from hpo.dashboard.web_server import WebServer
 
 def answer(environ, start_response):
     print("asked", flush=True)

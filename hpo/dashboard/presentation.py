@@ -20,9 +20,9 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from pydantic import ValidationError
 
 from hpo import study as studies
+from hpo.dashboard.study_note import OBJECTIVE, DataCounts, fold_plot, study_note
 from hpo.status import status
 from hpo.study import Study
-from hpo.study_note import OBJECTIVE, DataCounts, fold_plot, study_note
 from storage import viewing
 from storage.errors import StorageError
 from storage.patience import FAULTS

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpo.address import Address
+from hpo.dashboard.address import Address
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpo.front_end import FrontEnd, FrontEndError, rewrite
+from hpo.dashboard.front_end import FrontEnd, FrontEndError, rewrite
 
 
 def test_the_installed_pages_can_be_put_below_a_path() -> None:

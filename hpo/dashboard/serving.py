@@ -17,13 +17,13 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from optuna_dashboard import wsgi
 
-from hpo.address import LOOPBACK, Address
-from hpo.artifact_files import ArtifactFiles
-from hpo.front_end import FrontEnd
-from hpo.gate import Gate
-from hpo.preconditions import Preconditions
-from hpo.presentation import Presentation
-from hpo.web_server import WebServer
+from hpo.dashboard.address import LOOPBACK, Address
+from hpo.dashboard.artifact_files import ArtifactFiles
+from hpo.dashboard.front_end import FrontEnd
+from hpo.dashboard.gate import Gate
+from hpo.dashboard.preconditions import Preconditions
+from hpo.dashboard.presentation import Presentation
+from hpo.dashboard.web_server import WebServer
 from storage.artifact_store import ArtifactStore
 from storage.study_storage import StudyStorage
 from storage.tree import OutputTree

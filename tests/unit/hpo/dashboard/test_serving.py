@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from hpo.dashboard import Moderation
+from hpo.dashboard.serving import Moderation
 
 
 def test_what_takes_long_leaves_threads_for_the_rest() -> None:

@@ -12,10 +12,10 @@ from wsgiref.util import setup_testing_defaults
 
 import pytest
 
-from hpo import gate
-from hpo.address import Address
-from hpo.gate import FAILURE_DELAY_S, MOST_TRYING, Gate
-from hpo.sessions import MOST_SESSIONS, SESSION_S
+from hpo.dashboard import gate
+from hpo.dashboard.address import Address
+from hpo.dashboard.gate import FAILURE_DELAY_S, MOST_TRYING, Gate
+from hpo.dashboard.sessions import MOST_SESSIONS, SESSION_S
 
 PASSWORD = "open sesame"  # noqa: S105 - of a test
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from hpo.study_note import TOP, DataCounts, fold_plot
+from hpo.dashboard.study_note import TOP, DataCounts, fold_plot
 from tests.exhibition import folds_csv, trial
 
 

@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 from wsgiref.headers import Headers
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from hpo.address import Address
-from hpo.sessions import Sessions
+from hpo.dashboard.address import Address
+from hpo.dashboard.sessions import Sessions
 
 FAILURE_DELAY_S = 1.0
 """How long a wrong password keeps everybody from trying another."""

@@ -30,7 +30,7 @@ lint: setup
 tests: setup
 	$(BIN)/pytest
 
-# Kills, freezes and outages at full length, one after the other: about twenty minutes on two cores. And what a search asks of
+# Kills, freezes and outages at full length, one after the other: about twenty-five minutes on two cores. And what a search asks of
 # its database, which must not grow.
 test-chaos: setup
 	$(BIN)/pytest --numprocesses=0 --durations=20 -m chaos tests/acceptance

@@ -27,12 +27,12 @@ CURVES, CONFUSION, TABLE, RECORD = (
 )
 FILES = {CURVES: "image/png", CONFUSION: "image/png", TABLE: "text/csv", RECORD: "application/json"}
 """What there may be of a trial, with the type of each."""
-_ARTIFACT = "artifacts:"
+ARTIFACT = "artifacts:"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _IDS = """
 select substr(key, :after) from trial_system_attributes join trials using (trial_id)
-where study_id = :study and key like 'artifacts:%' and value_json <> 'null'
+where study_id = :study and key like 'artifacts:%'
 union all
 select substr(key, :after) from study_system_attributes where study_id = :study and key like 'artifacts:%'
 """
@@ -60,12 +60,12 @@ def artifact_id(token: str, filename: str) -> str:
 def artifact_attribute(artifact_id: str, filename: str) -> tuple[str, str]:
     """Return key and value of the attribute that attaches one of the `FILES`."""
     about = {"artifact_id": artifact_id, "filename": filename, "mimetype": FILES[filename], "encoding": None}
-    return f"{_ARTIFACT}{artifact_id}", json.dumps(about)
+    return f"{ARTIFACT}{artifact_id}", json.dumps(about)
 
 
 def artifact_ids(attributes: Iterable[str]) -> list[str]:
     """Return the ids of the artifacts among the keys of *attributes*."""
-    return [key.removeprefix(_ARTIFACT) for key in attributes if key.startswith(_ARTIFACT)]
+    return [key.removeprefix(ARTIFACT) for key in attributes if key.startswith(ARTIFACT)]
 
 
 def attributes_text(attributes: Mapping[str, str]) -> str:
@@ -114,7 +114,7 @@ def exists(engine: sa.Engine, trial_id: int) -> bool:
 
 def kept(connection: sa.Connection, study_id: int) -> Kept:
     """Return what a study may have in the artifact store."""
-    ids = connection.execute(sa.text(_IDS), {"study": study_id, "after": len(_ARTIFACT) + 1}).scalars().all()
+    ids = connection.execute(sa.text(_IDS), {"study": study_id, "after": len(ARTIFACT) + 1}).scalars().all()
     tokens = connection.execute(
         sa.text("select token::text from mammography.attempt join trials using (trial_id) where study_id = :study"),
         {"study": study_id},

@@ -14,9 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from storage.exhibits import NOTE
-
-_ARTIFACT = "artifacts:"
+from storage.exhibits import ARTIFACT, NOTE
 
 
 class Artifact(BaseModel):
@@ -67,7 +65,7 @@ def artifact(engine: sa.Engine, study_id: int, trial_id: int | None, artifact_id
     with engine.connect() as connection:
         value = connection.execute(
             sa.text(of_study if trial_id is None else of_trial),
-            {"study": study_id, "trial": trial_id, "key": f"{_ARTIFACT}{artifact_id}"},
+            {"study": study_id, "trial": trial_id, "key": f"{ARTIFACT}{artifact_id}"},
         ).scalar_one_or_none()
     return None if value is None else _artifact(value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -43,8 +43,7 @@ def _failures(found: Findings) -> list[Block]:
     failed = _of_state(found, TrialState.FAIL)
     if not failed:
         return [Paragraph("No trial failed.")]
-    reasons = [found.identifiers.reason(trial.user_attrs.get("reason")) for trial in failed]
-    groups = _grouped(zip(reasons, failed, strict=True))
+    groups = _grouped(found, failed)
     rows = [
         (reason, str(len(trials)), str(_n_attempts(found, trials)), numbers([trial.number for trial in trials]))
         for reason, trials in groups[:_MOST_ROWS]
@@ -57,8 +56,7 @@ def _pruned(found: Findings) -> list[Block]:
     pruned = _of_state(found, TrialState.PRUNED)
     if not pruned:
         return [Paragraph("No trial was pruned.")]
-    reasons = [found.identifiers.reason(trial.user_attrs.get("reason")) for trial in pruned]
-    groups = _grouped(zip(reasons, pruned, strict=True))
+    groups = _grouped(found, pruned)
     why = [
         (reason, str(len(trials)), numbers([trial.number for trial in trials]))
         for reason, trials in groups[:_MOST_ROWS]
@@ -93,15 +91,16 @@ def _rest(groups: Sequence[tuple[str, list[FrozenTrial]]]) -> str:
     return "" if len(groups) <= _MOST_ROWS else f", the {_MOST_ROWS} most frequent of {len(groups)} kinds of reason"
 
 
-def _grouped(pairs: Iterable[tuple[str, FrozenTrial]]) -> list[tuple[str, list[FrozenTrial]]]:
+def _grouped(found: Findings, trials: list[FrozenTrial]) -> list[tuple[str, list[FrozenTrial]]]:
     """Return trials by their reason, those that differ in numbers alone together, the most frequent first."""
     groups: dict[str, list[FrozenTrial]] = defaultdict(list)
     first: dict[str, str] = {}
-    for reason, trial in pairs:
+    for trial in trials:
+        reason = found.identifiers.reason(trial.user_attrs.get("reason"))
         kind = _NUMBER.sub("#", reason)
         first.setdefault(kind, reason)
         groups[kind].append(trial)
-    return sorted(((first[kind], trials) for kind, trials in groups.items()), key=lambda group: -len(group[1]))
+    return sorted(((first[kind], alike) for kind, alike in groups.items()), key=lambda group: -len(group[1]))
 
 
 def _place(course: Course | None) -> tuple[int, int]:

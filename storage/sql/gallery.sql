@@ -6,7 +6,9 @@ create or replace function mammography.detach(p_trial int) returns void language
     where trial_id = p_trial and (key = 'mammography:note' or key like 'artifacts:________-____-5___-____-____________');
 $$;
 
+-- In place of what was attached to the trial before.
 create or replace function mammography.attach_all(p_trial int, p_attributes jsonb) returns void language sql as $$
+    select mammography.detach(p_trial);
     insert into trial_system_attributes (trial_id, key, value_json)
     select p_trial, key, value::text from jsonb_each(p_attributes);
 $$;
@@ -17,7 +19,6 @@ begin
     if not mammography.holds(p_trial, p_token) then
         return false;
     end if;
-    perform mammography.detach(p_trial);
     perform mammography.attach_all(p_trial, p_attributes);
     return true;
 end $$;
@@ -36,7 +37,6 @@ begin
     if not found or exists (select from trial_system_attributes where trial_id = p_trial and key = 'mammography:note') then
         return false;
     end if;
-    perform mammography.detach(p_trial);
     perform mammography.attach_all(p_trial, p_attributes);
     return true;
 end $$;
